@@ -1,0 +1,208 @@
+# `make help` lists the targets. They work as root, or as a user with sudo for the
+# packages; what a test cannot do without root it skips, and `make test` says so.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+# sudo drops /usr/local/go/bin from PATH, and tests call go too.
+ifndef GO
+GO := $(shell command -v go || echo /usr/local/go/bin/go)
+endif
+export GO
+export PATH := $(patsubst %/,%,$(dir $(GO))):$(PATH)
+# What follows can be set on the command line, and not by the environment, where such names
+# stand for other things.
+MODULE := github.com/rbd-csi/rbd-csi
+VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS = -X main.version=$(VERSION)
+# Where Go does not look for packages, whatever is unpacked there.
+$(shell mkdir -p build && [ -e build/go.mod ] || echo 'module build.invalid' >build/go.mod)
+# How long `make fuzz` tries each target.
+FUZZTIME = 30s
+# The release of `make test-ceph`: 18 or 20. `make test` uses the installed one.
+CEPH = 20
+# Which specs of Kubernetes' storage suite `make e2e` runs; empty: all.
+FOCUS =
+SKIP =
+# A root directory with another release of Ceph, in which to build and test.
+ROOT =
+INSIDE = $(if $(ROOT),build/ceph-folder in-root -root $(ROOT)) env CGO_ENABLED=1
+
+# go-ceph has to be told by a build tag that librbd lacks calls which Ceph has since 18.
+# librbd's header is asked, and not a version: it is what go-ceph is compiled against. Of
+# the calls that go-ceph's tags leave out in its packages rbd and rados, those of 16 and
+# of 17 are the same.
+LIBRBD_MACROS = $(shell printf '\043include <rbd/librbd.h>\n\043include <rados/librados.h>\n' | $(or $(CC),gcc) $(if $(ROOT),--sysroot=$(ROOT)) -E -dM - 2>/dev/null)
+LIBRBD_TAG = $(if $(findstring LIBRBD_VERSION_CODE,$(LIBRBD_MACROS)),$(if \
+  $(findstring LIBRBD_SUPPORTS_ENCRYPTION_LOAD2,$(LIBRBD_MACROS)),,pacific),$(error \
+  A C compiler and the headers of librbd and librados are needed: run `test/setup.sh build`, \
+  or install gcc, librbd-dev and librados-dev (elsewhere than on Debian: librbd-devel and librados-devel)))
+# Asked once, when first needed: a target's prerequisites may have just installed it.
+TAG = $(eval TAG := $(LIBRBD_TAG))$(TAG)
+
+# Packages that go-ceph or a real Ceph is needed for, by the imports of their tests. They
+# are tested one after the other, because they share the machine's disk and loop devices.
+# All others build and test without a C compiler.
+REAL = $(eval REAL := $(shell CGO_ENABLED=1 $(GO) list -e -test -f \
+  '{{range .Deps}}{{if or (eq . "github.com/ceph/go-ceph/rados") (eq . "$(MODULE)/test/ceph")}}{{$$.ImportPath}}{{"\n"}}{{end}}{{end}}' ./... \
+  | sed -E 's/ \[.*//; s/_test$$//; s/\.test$$//' | sort -u) $(MODULE)/test/ceph)$(REAL)
+PURE = $(eval PURE := $(filter-out $(REAL),$(shell CGO_ENABLED=1 $(GO) list -e ./...)))$(PURE)
+
+# What tests and the demo run; a build for another release of Ceph goes elsewhere.
+BINARY = build/rbd-csi
+REPORT = CGO_ENABLED=0 $(GO) run ./test/report
+TEST_PURE = CGO_ENABLED=0 $(GO) test -json -count=1 $(PURE)
+TEST_KUBE = CGO_ENABLED=0 $(GO) -C test/kube test -json -count=1 -p 1 -timeout 40m ./...
+TEST_CHART = CGO_ENABLED=0 $(GO) -C test/chart test -json -count=1 ./...
+TEST_REAL = $(INSIDE) RBD_CSI_BINARY=$(abspath $(BINARY)) \
+  $(GO) test -json -count=1 -p 1 -timeout 30m -tags '$(TAG)' $(REAL)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo demo-down quick quick-down
+demo: build/demo ## show a StatefulSet's life on a real Kubernetes and a real Ceph, and leave them running
+	@test/setup.sh kube
+	@build/demo -version '$(VERSION)'
+demo-down: build/demo ## take down what the demo left running
+	@build/demo -down
+quick: setup build build/quick ## show the driver at work on a real Ceph without Kubernetes, in a minute
+	@build/quick -binary $(BINARY)
+quick-down: build/quick ## take down what a quick demo left that was killed
+	@build/quick -down
+
+.PHONY: test unit race real test-ceph kernel-test
+test: setup build ## run every test, on a real Ceph and as root too, and say what was skipped and why
+	@$(REPORT) \
+	  'units, fuzz seeds, layers, and csi-sanity in memory' "$(TEST_PURE)" \
+	  'the Helm chart' "$(TEST_CHART)" \
+	  'on a real Ceph, with real devices and mounts' "$(TEST_REAL)"
+unit: ## run the tests that need neither Ceph nor a C compiler
+	@$(REPORT) 'units, fuzz seeds, layers, and csi-sanity in memory' "$(TEST_PURE)"
+race: setup ## run the same with Go's race detector
+	@$(REPORT) 'units with the race detector' "CGO_ENABLED=1 $(GO) test -race -json -count=1 $(PURE)"
+real: build ## run the others
+	@$(REPORT) 'on a real Ceph, with real devices and mounts' "$(TEST_REAL)"
+test-ceph: setup build/ceph-folder ## run those on another release, in a root of its own: CEPH=18 or CEPH=20
+	@test/setup.sh image
+	@test/ceph/root.sh $(CEPH)
+	@$(MAKE) real ROOT=$(CURDIR)/build/ceph-roots/$(CEPH) BINARY=build/rbd-csi-ceph-$(CEPH)
+
+kernel-test: setup ## test the mapper krbd in a small virtual kernel, which is fetched from Debian once
+	@test/setup.sh kernel
+	@test/kernel/fetch.sh
+	@$(REPORT) 'krbd in a small virtual kernel' "CGO_ENABLED=0 $(GO) test -json -count=1 -timeout 15m ./test/kernel"
+
+.PHONY: ceph ceph-down
+ceph: setup build/ceph-folder ## start a real Ceph in build/ceph and say how to use it
+	@build/ceph-folder up
+ceph-down: build/ceph-folder ## stop it and remove the folder
+	@build/ceph-folder down
+
+.PHONY: kube kube-down kube-parts kube-test e2e
+kube: kube-parts build/lab ## start Ceph, Kubernetes and the driver in its pods, and say how to look around
+	@build/lab up
+kube-down: build/lab ## take that down
+	@build/lab down
+kube-test: kube-parts ## test StatefulSets on that Kubernetes; it must not be up already
+	@$(REPORT) 'StatefulSets on a real Kubernetes' "$(TEST_KUBE)"
+e2e: kube-test build/lab ## the same, and then Kubernetes' own storage suite (FOCUS and SKIP: regular expressions)
+	@build/kube/kube build -suite
+	@build/kube/kube images -suite
+	@build/lab up
+	@build/kube/kube e2e -testdriver test/kube/suite/testdriver.yaml $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)')
+	@build/lab down
+# Kubernetes takes ten minutes to build on two cores when nothing is in the caches, and then seconds.
+kube-parts: build/kube/kube build/helm
+	@test/setup.sh kube
+	@build/kube/kube build
+	@build/kube/kube images
+	@$(MAKE) image
+
+.PHONY: build image setup
+build: ## build the binary, for the installed release of Ceph
+	@echo 'building $(BINARY) $(VERSION), go-ceph with $(if $(TAG),the tag $(TAG),no tag)'
+	@$(INSIDE) $(GO) build -trimpath -tags '$(TAG)' -ldflags '$(LDFLAGS)' -o $(BINARY) ./cmd/rbd-csi
+image: ## build the container image with buildah on a base made by debootstrap: RELEASE=forky or trixie
+	@test/setup.sh image
+	@VERSION='$(VERSION)' deploy/image.sh $(RELEASE)
+setup: ## install the packages that are missing (Debian; root or sudo)
+	@test/setup.sh test
+
+.PHONY: check format vet lint kube-lint layers generate generated tidy
+check: setup format vet lint layers generated tidy ## what CI runs beside the tests: format, vet, linters, layers, generated files, go.mod
+format:
+	@unformatted=$$(gofmt -l cmd pkg test); [ -z "$$unformatted" ] || { echo "gofmt wants to change:" $$unformatted; exit 1; }
+vet:
+	@CGO_ENABLED=0 $(GO) vet $(PURE)
+	@CGO_ENABLED=1 $(GO) vet -tags '$(TAG)' $(REAL)
+lint: build/golangci-lint ## run the linters of .golangci.yml
+	@CGO_ENABLED=1 build/golangci-lint run --build-tags '$(TAG)' ./...
+	@cd test/chart && CGO_ENABLED=0 ../../build/golangci-lint run --config ../../.golangci.yml ./...
+kube-lint: build/golangci-lint ## run the linters on test/kube, which is made of most of Kubernetes: minutes
+	@cd test/kube && CGO_ENABLED=0 ../../build/golangci-lint run --config ../../.golangci.yml ./...
+layers: ## check who imports whom, and name large files
+	@CGO_ENABLED=0 $(GO) test -count=1 -v ./test/layers | sed -n '/^ok\|^FAIL\|_test.go/p'
+generate: ## make the generated files anew
+	@CGO_ENABLED=0 $(GO) generate ./...
+	@CGO_ENABLED=0 $(GO) -C test/chart generate ./...
+generated:
+	@before=$$(git diff | sha256sum); $(MAKE) generate; \
+	  [ "$$before" = "$$(git diff | sha256sum)" ] || { echo "make generate changed files: commit them"; exit 1; }
+tidy:
+	@$(GO) mod tidy -diff
+	@$(GO) -C test/chart mod tidy -diff
+	@$(GO) -C test/kube mod tidy -diff
+
+# The linters have a module of their own, so that go.mod lists what the driver needs.
+build/golangci-lint: test/lint/go.mod test/lint/go.sum
+	@echo "building the linters (two minutes on two cores, once)"
+	@CGO_ENABLED=0 $(GO) build -C test/lint -o $(CURDIR)/$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+# So has what renders the chart, and Helm, which installs it.
+.PHONY: chart
+chart: ## lint and render the Helm chart with values of every kind, and compare deploy/ with it
+	@$(REPORT) 'the Helm chart' "$(TEST_CHART)"
+build/helm: test/chart/go.mod test/chart/go.sum
+	@echo "building helm (four minutes on two cores, once)"
+	@CGO_ENABLED=0 $(GO) -C test/chart build -ldflags '-s -w' -o $(CURDIR)/$@ helm.sh/helm/v4/cmd/helm
+
+# The compiler knows best whether these are up to date.
+.PHONY: build/demo build/quick build/ceph-folder build/bench build/lab build/kube/kube
+build/demo:
+	@[ -e $@ ] || echo 'building $@ (some minutes on two cores when the caches of Go are empty)'
+	@CGO_ENABLED=0 $(GO) -C test/kube build -o $(CURDIR)/$@ ./cmd/demo
+build/quick:
+	@CGO_ENABLED=0 $(GO) build -o $@ ./test/demo
+build/lab:
+	@[ -e $@ ] || echo 'building $@ (some minutes on two cores when the caches of Go are empty)'
+	@CGO_ENABLED=0 $(GO) -C test/kube build -o $(CURDIR)/$@ ./cmd/lab
+build/kube/kube:
+	@[ -e $@ ] || echo 'building $@ (some minutes on two cores when the caches of Go are empty)'
+	@CGO_ENABLED=0 $(GO) -C test/kube build -o $(CURDIR)/$@ ./cmd/kube
+build/ceph-folder:
+	@CGO_ENABLED=0 $(GO) build -o $@ ./test/ceph/cmd/ceph-folder
+build/bench:
+	@CGO_ENABLED=1 $(GO) build -tags '$(TAG)' -o $@ ./test/bench
+
+.PHONY: fuzz crash bench budgets clean tag
+fuzz: setup ## fuzz each target for FUZZTIME (30s)
+	@grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' cmd pkg test | sed 's/:func / /' | while read -r file name; do \
+	  echo "== $$(dirname $$file) $$name"; \
+	  CGO_ENABLED=1 $(GO) test -tags '$(TAG)' ./$$(dirname $$file) -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) || exit 1; \
+	done
+crash: setup build ## kill -9 controllers and nodes at random moments while volumes, snapshots and clones are made, used and deleted
+	@RBD_CSI_BINARY=$(abspath $(BINARY)) RBD_CSI_CRASH_STAGED=200 RBD_CSI_CRASH_COPIES=300 CGO_ENABLED=1 \
+	  $(GO) test -count=1 -v -timeout 45m -tags '$(TAG)' -run TestKill ./test/crash
+bench: setup build build/bench ## count RADOS operations for each request and measure rates, beside librbd's bare minimum
+	@build/bench -binary $(BINARY)
+budgets: setup build build/bench ## check the counted operations against their budgets
+	@build/bench -binary $(BINARY) -budgets
+clean: ceph-down ## remove what was built
+	@findmnt -rno TARGET | grep -F '$(CURDIR)/build/' && { echo 'these are mounted, so build stays'; exit 1; } || rm -rf build
+tag: ## print go-ceph's build tag for the installed librbd: go test -tags "$(make -s tag)" ...
+	@echo '$(TAG)'
