@@ -1,0 +1,250 @@
+//go:build cgo
+
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+	"github.com/ceph/go-ceph/rbd"
+	"golang.org/x/sys/unix"
+
+	"github.com/rbd-csi/rbd-csi/pkg/fault"
+	"github.com/rbd-csi/rbd-csi/pkg/mapper/fuse"
+)
+
+// cephImage is an open image of librbd with the connection that is its alone, so that
+// the cluster can shut this one device out.
+type cephImage struct {
+	connection *rados.Conn
+	pool       *rados.IOContext
+	image      *rbd.Image
+	header     string // the name of the header object
+}
+
+// openImage connects and opens the image by its ID. librbd takes the exclusive lock at the
+// first write. What stays open after an error goes with the process.
+func openImage(order fuse.Order, at *step) (opened, error) {
+	at.set("read the settings")
+	connection, err := configure(order)
+	if err != nil {
+		return opened{}, err
+	}
+	at.set("connect as client." + order.Credentials.User)
+	if err := connect(connection, order); err != nil {
+		return opened{}, err
+	}
+	pool, err := openPool(connection, order)
+	if err != nil {
+		return opened{}, err
+	}
+	at.set("open image " + order.Target.Image.String())
+	image, err := openByID(pool, order)
+	if err != nil {
+		return opened{}, err
+	}
+	addresses, err := connection.GetAddrs()
+	if err != nil {
+		return opened{}, fmt.Errorf("read the client's address: %w: %w", fault.Unavailable, err)
+	}
+	client, err := fuse.Blocklistable(addresses)
+	if err != nil {
+		return opened{}, err
+	}
+	header := "rbd_header." + order.Target.ImageID
+	return opened{&cephImage{connection, pool, image, header}, client}, nil
+}
+
+// A setting of librados or librbd that holds whatever ceph.conf says.
+type setting struct{ key, value string }
+
+func settings(order fuse.Order) []setting {
+	// Whole seconds; the order's own limit is kept elsewhere.
+	seconds := strconv.Itoa(max(1, int(order.Timeout/time.Second)))
+	return []setting{
+		{"keyring", "/dev/null"}, // the key below counts, whatever lies about on the node
+		{"client_mount_timeout", seconds},
+		{"rados_mon_op_timeout", "30"},
+		// I/O waits for as long as the cluster needs: a write that timed out could still be
+		// applied later, over a newer one.
+		{"rados_osd_op_timeout", "0"},
+		// Zero depends on it: rbd_writesame of zeros frees the space.
+		{"rbd_discard_on_zeroed_write_same", "true"},
+		{"admin_socket", ""}, // it would show the key
+		{"log_to_stderr", "false"},
+		{"err_to_stderr", "false"},
+	}
+}
+
+func configure(order fuse.Order) (*rados.Conn, error) {
+	connection, err := rados.NewConnWithUser(order.Credentials.User)
+	if err != nil {
+		return nil, fmt.Errorf("make a client: %w: %w", fault.Unavailable, err)
+	}
+	if err := readSettings(connection, order.Settings); err != nil {
+		return nil, fmt.Errorf("read ceph.conf of cluster %s: %w: %w", order.Target.Image.Cluster, fault.Unavailable, err)
+	}
+	if order.Monitors != "" {
+		if err := connection.SetConfigOption("mon_host", order.Monitors); err != nil {
+			return nil, fmt.Errorf("monitors %q: %w: %w", order.Monitors, fault.Unavailable, err)
+		}
+	}
+	for _, s := range settings(order) {
+		if err := connection.SetConfigOption(s.key, s.value); err != nil {
+			return nil, fmt.Errorf("set %s: %w: %w", s.key, fault.Unsupported, err)
+		}
+	}
+	for _, option := range order.Options {
+		key, value, _ := strings.Cut(option, "=")
+		if err := connection.SetConfigOption(key, value); err != nil {
+			return nil, fmt.Errorf("option %q: librbd does not take it: %w: %w", option, fault.Invalid, err)
+		}
+	}
+	if err := connection.SetConfigOption("key", order.Credentials.Key.Reveal()); err != nil {
+		return nil, fmt.Errorf("key of client.%s: %w", order.Credentials.User, fault.Unauthenticated)
+	}
+	return connection, nil
+}
+
+// readSettings has librados read the text of a ceph.conf. It only takes a path
+// (rados_conf_read_file), so the text is put into a file without a name, even an empty one:
+// librados logs to standard error until it has read a file.
+func readSettings(connection *rados.Conn, text string) error {
+	fd, err := unix.MemfdCreate("ceph.conf", unix.MFD_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	file := os.NewFile(uintptr(fd), "ceph.conf")
+	defer func() { _ = file.Close() }()
+	if _, err := file.WriteString(text); err != nil {
+		return err
+	}
+	return connection.ReadConfigFile("/proc/self/fd/" + strconv.Itoa(fd))
+}
+
+// connectKinds: EACCES is what the monitors say to a wrong key and to an unknown user,
+// EINVAL what librados says to a key that is none. ENOENT means that no monitor is
+// known, which is not "not found".
+var connectKinds = map[unix.Errno]fault.Kind{
+	unix.EACCES: fault.Unauthenticated,
+	unix.EPERM:  fault.Unauthenticated,
+	unix.EINVAL: fault.Unauthenticated,
+}
+
+// connect also makes sure that this is the cluster that was meant.
+func connect(connection *rados.Conn, order fuse.Order) error {
+	if err := connection.Connect(); err != nil {
+		return fmt.Errorf("connect to cluster %s as client.%s: %w: %w",
+			order.Target.Image.Cluster, order.Credentials.User, kindOf(err, connectKinds), err)
+	}
+	fsid, err := connection.GetFSID()
+	if err != nil {
+		return fmt.Errorf("read the fsid of cluster %s: %w: %w", order.Target.Image.Cluster, fault.Unavailable, err)
+	}
+	if fsid != order.Target.FSID {
+		return fmt.Errorf("cluster %s is %s and the image belongs to %s: %w",
+			order.Target.Image.Cluster, fsid, order.Target.FSID, fault.Invalid)
+	}
+	return nil
+}
+
+var openKinds = map[unix.Errno]fault.Kind{
+	unix.ENOENT:     fault.NotFound,
+	unix.EPERM:      fault.Denied,
+	unix.EACCES:     fault.Denied,
+	unix.ENOSYS:     fault.Unsupported,
+	unix.EOPNOTSUPP: fault.Unsupported,
+}
+
+// openPool opens the pool by its ID: its name may be another one by now.
+func openPool(connection *rados.Conn, order fuse.Order) (*rados.IOContext, error) {
+	name, err := connection.GetPoolByID(order.Target.PoolID)
+	if err != nil {
+		return nil, fmt.Errorf("pool %d: %w: %w", order.Target.PoolID, kindOf(err, openKinds), err)
+	}
+	pool, err := connection.OpenIOContext(name)
+	if err != nil {
+		return nil, fmt.Errorf("pool %s: %w: %w", name, kindOf(err, openKinds), err)
+	}
+	pool.SetNamespace(order.Target.Image.Namespace)
+	return pool, nil
+}
+
+func openByID(pool *rados.IOContext, order fuse.Order) (*rbd.Image, error) {
+	open := rbd.OpenImageById
+	if order.ReadOnly {
+		open = rbd.OpenImageByIdReadOnly
+	}
+	image, err := open(pool, order.Target.ImageID, rbd.NoSnapshot)
+	if err != nil {
+		return nil, fmt.Errorf("open image %s, ID %s: %w: %w",
+			order.Target.Image, order.Target.ImageID, kindOf(err, openKinds), err)
+	}
+	id, err := image.GetId()
+	if err != nil || id != order.Target.ImageID {
+		return nil, fmt.Errorf("open image %s: it has the ID %q and %q is wanted: %w: %w",
+			order.Target.Image, id, order.Target.ImageID, fault.Unavailable, err)
+	}
+	return image, nil
+}
+
+func kindOf(err error, kinds map[unix.Errno]fault.Kind) fault.Kind {
+	if kind, ok := kinds[errno(err)]; ok {
+		return kind
+	}
+	return fault.Unavailable
+}
+
+// ReadAt reads, less than was asked for at the end of the image (rbd_read).
+func (c *cephImage) ReadAt(data []byte, offset int64) (int, error) {
+	n, err := c.image.ReadAt(data, offset)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return n, err
+}
+
+// WriteAt writes (rbd_write).
+func (c *cephImage) WriteAt(data []byte, offset int64) (int, error) {
+	return c.image.WriteAt(data, offset)
+}
+
+// zeros is what Zero has librbd repeat.
+var zeros = [1]byte{}
+
+// Zero is rbd_writesame with zeros, which librbd turns into rbd_write_zeroes, for which
+// go-ceph has no call. rbd_discard would not do: it leaves out what is smaller than
+// rbd_discard_granularity_bytes, which cannot be less than 4096.
+func (c *cephImage) Zero(offset, length int64) error {
+	_, err := c.image.WriteSame(uint64(offset), uint64(length), zeros[:], 0)
+	return err
+}
+
+// Flush waits until all that was written is on the cluster (rbd_flush).
+func (c *cephImage) Flush() error { return c.image.Flush() }
+
+// Size is the image's present size (rbd_get_size).
+func (c *cephImage) Size() (int64, error) {
+	size, err := c.image.GetSize()
+	return int64(size), err
+}
+
+// Probe looks at the image's header object (rados_stat): one operation.
+func (c *cephImage) Probe() error {
+	_, err := c.pool.Stat(c.header)
+	return err
+}
+
+// Close closes the image (rbd_close) and the connection.
+func (c *cephImage) Close() error {
+	err := c.image.Close()
+	c.pool.Destroy()
+	c.connection.Shutdown()
+	return err
+}
