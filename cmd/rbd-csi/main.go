@@ -1,0 +1,56 @@
+// Command rbd-csi is a CSI driver for Kubernetes on Ceph RBD: one binary, a
+// sub-command for each part. This is the only place where the parts are put together.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
+)
+
+// version is the driver's version; the Makefile sets it.
+var version = "unknown"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	code := 0
+	if err := root().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "rbd-csi:", err)
+		code = 1
+	}
+	stop()
+	klog.Flush()
+	os.Exit(code)
+}
+
+func root() *cobra.Command {
+	command := &cobra.Command{
+		Use:           "rbd-csi",
+		Short:         "CSI driver for Kubernetes on Ceph RBD",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	logging := flag.NewFlagSet("logging", flag.ContinueOnError)
+	klog.InitFlags(logging)
+	command.PersistentFlags().AddGoFlag(logging.Lookup("v"))
+	command.AddCommand(controllerCommand(), nodeCommand(), workersCommand(), fuseCommand(), versionCommand())
+	return command
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(command.OutOrStdout(), "rbd-csi", version)
+			return err
+		},
+	}
+}
