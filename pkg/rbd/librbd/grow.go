@@ -22,7 +22,10 @@ import (
 const growStart = 20 * time.Second
 
 // growLock is held while an image is grown.
-var growLock = advisory{name: "rbd-csi.io/grow", lasts: 60 * time.Second}
+var growLock = advisory{names: []string{growing}, lasts: 60 * time.Second}
+
+// growing is the name of that lock.
+const growing = "rbd-csi.io/grow"
 
 // Grow implements rbd.Pool: rbd_open_by_id, rbd_resize2 without leave to shrink,
 // rbd_close, all under the lock of the image.

@@ -65,7 +65,7 @@ func TestGrowWaitsForOthers(t *testing.T) {
 			return err
 		}
 		return other.write(object, func(op *rados.WriteOp) {
-			op.Exec("lock", "lock", lockRequest(growLock.name, "dead", "a process that died", time.Second))
+			op.Exec("lock", "lock", lockRequest(growing, "dead", "a process that died", time.Second, lockNew))
 		})
 	})
 	if err != nil {

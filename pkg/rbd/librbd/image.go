@@ -166,18 +166,43 @@ func readTrash(answer *reader) ([]rbd.TrashEntry, error) {
 	return page, answer.err
 }
 
+// purgeLock is held while an image is removed, and keeps others of the driver from all that makes librbd ask for
+// the image's exclusive lock: growing it, taking snapshots, another removal. Of two removals at once, librbd 16.2
+// lets the later one take the lock of a header that the earlier one has just removed, finds that the lock is lost, and
+// aborts at the next data object (C_RemoveObject::send in TrimRequest.cc). The lock lasts as long as the watch of a
+// client that died, which is in a removal's way likewise.
+var purgeLock = advisory{names: []string{growing, taking}, lasts: 30 * time.Second}
+
 // Purge implements rbd.Pool: rbd_trash_remove.
 func (p *pool) Purge(ctx context.Context, id string) error {
 	return do(ctx, p, "purge "+id, func(a at) error {
-		err := cephrbd.TrashRemove(a.IOContext, id, true)
+		err := a.trashRemove(id)
 		if is(err, syscall.EBUSY) && a.dropGhosts(id) == nil {
-			err = cephrbd.TrashRemove(a.IOContext, id, true)
+			err = a.trashRemove(id) // with the lock of the header that was made anew
 		}
-		if is(err, syscall.EUCLEAN) {
+		switch {
+		case errors.Is(err, errLocked):
+			return fmt.Errorf("%w: %v", fault.InUse, err)
+		case is(err, syscall.EUCLEAN):
 			return fmt.Errorf("%w: it is being moved to the trash", fault.InUse)
 		}
 		return err
 	})
+}
+
+// trashRemove removes an image in the trash under its lock. One whose removal was interrupted at its very end
+// has no header any more that could be locked, and no data either.
+func (a at) trashRemove(id string) error {
+	remove := func() error { return cephrbd.TrashRemove(a.IOContext, id, true) }
+	began := false
+	err := a.lockedLong(purgeLock, id, func() error {
+		began = true
+		return remove()
+	})
+	if !began && is(err, syscall.ENOENT) {
+		return remove()
+	}
+	return err
 }
 
 // dropGhosts takes watchers off a header that are none. An OSD that carries out a client's watch

@@ -31,7 +31,10 @@ func (p *pool) TakeSnapshot(ctx context.Context, id, name string) error {
 // at once can end a third: librbd 16.2 aborts when it hears the end of a snapshot whose beginning
 // it has not been asked about, or of two that overlap (QuiesceWatchers::notify), and who takes a snapshot with others
 // is asked. It lasts long enough for a snapshot where all clients live.
-var takeLock = advisory{name: "rbd-csi.io/snapshot", lasts: 15 * time.Second}
+var takeLock = advisory{names: []string{taking}, lasts: 15 * time.Second}
+
+// taking is the name of that lock.
+const taking = "rbd-csi.io/snapshot"
 
 func (a at) takeSnapshot(id, name string) error {
 	return a.withImage(id, func(image *cephrbd.Image) error {

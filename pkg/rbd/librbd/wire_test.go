@@ -44,7 +44,7 @@ func TestEncodings(t *testing.T) {
 			"0b000000" + hex.EncodeToString([]byte("rbd_data.v1")) + "ffffffffffffffff"},
 		{"creation with stripes and a data pool", apart, "5544332211000000" + "16" + "8300000000000000" +
 			"0d000000" + hex.EncodeToString([]byte("rbd_data.7.v1")) + "0900000000000000"},
-		{"lock", lockRequest("l", "c", "d", 60*time.Second), "01" + "01" + "1d000000" + "010000006c" + "01" + "0100000063" + "00000000" +
+		{"lock", lockRequest("l", "c", "d", 60*time.Second, lockNew), "01" + "01" + "1d000000" + "010000006c" + "01" + "0100000063" + "00000000" +
 			"0100000064" + "3c00000000000000" + "00"},
 		{"parent", attachment(rbd.Parent{PoolID: 7, Namespace: "n", ID: "v1", Snapshot: 9, Overlap: 0x1000}), "01" + "01" + "1b000000" +
 			"0700000000000000" + "010000006e" + "020000007631" + "0900000000000000" + "0010000000000000"},
