@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
+	"github.com/rbd-csi/rbd-csi/pkg/image"
 	"github.com/rbd-csi/rbd-csi/pkg/rbd"
 	"github.com/rbd-csi/rbd-csi/pkg/rbd/rbdtest"
 	"github.com/rbd-csi/rbd-csi/pkg/volid"
@@ -275,8 +276,12 @@ func addChild(d *driver, made Snapshot) error {
 	if err != nil {
 		return err
 	}
-	where := parent.Image.Where()
-	return parent.Image.Pool.AddChild(context.Background(), parent.Image.ID, parent.ID, rbd.Child{PoolID: where.PoolID, ID: "vclone"})
+	return parent.Image.Pool.AddChild(context.Background(), parent.Image.ID, parent.ID, childOf(parent.Image))
+}
+
+// childOf is what addChild adds.
+func childOf(parent image.Image) rbd.Child {
+	return rbd.Child{PoolID: parent.Where().PoolID, ID: "vclone"}
 }
 
 func TestChangedOfADeletedVolume(t *testing.T) {

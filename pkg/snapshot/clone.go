@@ -104,9 +104,9 @@ func (s *Store) DropFor(ctx context.Context, source image.Image, clone string) e
 	})
 }
 
-// Emptied reports whether nothing of the image of a deleted volume is wanted any more: it
+// Emptied reports whether nothing of an image's snapshots is wanted any more: it
 // has neither snapshots nor intents. Snapshots in the trash that lost their last clone
-// are removed first; more than a read is spent only on those.
+// are removed first; an operation is spent only on those.
 func Emptied(ctx context.Context, of image.Image) (bool, error) {
 	left := len(of.Marks.Snapshots)
 	for _, one := range of.Header.Snapshots {

@@ -118,10 +118,12 @@ func (s *Store) DropIntent(ctx context.Context, of image.Image, name string, ago
 	return s.remove(ctx, of, name)
 }
 
-// settle lets go of the image of a deleted volume when nothing of it is wanted any more.
+// settle lets go of the image of a deleted volume when nothing of it is wanted any more. From a volume that lives
+// it takes what a removal of a snapshot that was interrupted has left in the trash's namespace.
 func (s *Store) settle(ctx context.Context, of image.Image) error {
-	if of.Marks.Volume.State != image.Retired {
-		return nil
+	if of.Marks.Volume.State == image.Retired {
+		return s.emptied(ctx, of)
 	}
-	return s.emptied(ctx, of)
+	_, err := Emptied(ctx, of)
+	return err
 }

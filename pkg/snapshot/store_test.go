@@ -430,3 +430,26 @@ func TestTooManySnapshots(t *testing.T) {
 		t.Errorf("left:\n%s\nwant no marks", strings.Join(left(ceph), "\n"))
 	}
 }
+
+// TestAHalfRemovedSnapshotGoes kills a delete when the snapshot is in the trash's namespace and not removed: librbd does the
+// one after the other.
+func TestAHalfRemovedSnapshotGoes(t *testing.T) {
+	ceph, ctx := newCeph(), t.Context()
+	addVolumes(t, ceph, of("v"))
+	made := taken(t, ceph, "v", "s")
+	killed := start(ceph)
+	must(t, addChild(killed, made))
+	killed.process.Fail(rbdtest.Fault{Method: "RemoveSnapshot", When: rbdtest.After, Kill: true})
+	if err := killed.Delete(ctx, made.Handle, nobody); err == nil {
+		t.Fatal("the delete was not killed")
+	}
+	found, err := start(ceph).open(ctx, made.Handle, nobody)
+	must(t, err)
+	half := found.Header.Snapshots[0]
+	must(t, found.Pool.RemoveChild(ctx, found.ID, half.ID, childOf(found)))
+	if lines := left(ceph); half.Kind != rbd.TrashedSnapshot || len(lines) == 0 {
+		t.Fatalf("before the repeat: got kind %d and %v, want a snapshot in the trash", half.Kind, lines)
+	}
+	must(t, start(ceph).Delete(ctx, made.Handle, nobody))
+	wantNoneLeft(t, ceph)
+}
