@@ -8,11 +8,10 @@ import (
 	"github.com/rbd-csi/rbd-csi/pkg/mapper/fuse/worker"
 )
 
-// How a worker is started: this program, also when its file was replaced.
-const (
-	workerPath     = "/proc/self/exe"
-	workerArgument = "fuse"
-)
+// selfPath is how this program starts itself, also when its file was replaced.
+const selfPath = "/proc/self/exe"
+
+const workerArgument = "fuse"
 
 // fuseCommand is a worker of the fuse mapper. It takes its order, the key
 // included, from standard input, so that nothing of it is seen in /proc.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -13,6 +14,7 @@ import (
 	"github.com/rbd-csi/rbd-csi/pkg/mapper"
 	"github.com/rbd-csi/rbd-csi/pkg/mapper/fuse"
 	"github.com/rbd-csi/rbd-csi/pkg/mapper/fuse/launcher"
+	"github.com/rbd-csi/rbd-csi/pkg/mapper/krbd"
 	"github.com/rbd-csi/rbd-csi/pkg/node"
 	"github.com/rbd-csi/rbd-csi/pkg/registrar"
 	"github.com/rbd-csi/rbd-csi/pkg/server"
@@ -26,6 +28,7 @@ type nodeFlags struct {
 	mostVolumes  int64
 	kubeletRoot  string
 	kubeletSock  string
+	loadModules  bool
 	runDirectory string
 	workers      string
 	segments     map[string]string
@@ -49,7 +52,8 @@ func nodeCommand() *cobra.Command {
 	flags.StringVar(&f.kubeletRoot, "kubelet-root", "", "kubelet's root directory, usually /var/lib/kubelet, to register the driver there; empty: do not register")
 	flags.StringVar(&f.kubeletSock, "kubelet-endpoint", "", "path of the CSI socket as kubelet sees it; empty: as in --endpoint")
 	flags.StringToStringVar(&f.segments, "topology", nil, "where this node is, as KEY=VALUE,...; CSIStorageCapacity wants some key, the same on all nodes")
-	flags.StringVar(&f.runDirectory, "run-directory", fuse.DefaultDirectory, "directory for the mappings of the fuse mapper, on a tmpfs")
+	flags.BoolVar(&f.loadModules, "load-modules", false, "load the kernel's modules rbd and nbd with modprobe, which needs the host's /lib/modules")
+	flags.StringVar(&f.runDirectory, "run-directory", fuse.DefaultDirectory, "directory for the mappings of the fuse mapper, and for locks, on a tmpfs")
 	flags.StringVar(&f.workers, "workers", "", "socket of rbd-csi workers, which starts the workers of the fuse mapper; empty: they are this process's children, and die with its container")
 	return command
 }
@@ -67,6 +71,9 @@ func runNode(ctx context.Context, f nodeFlags) error {
 	if err != nil {
 		return err
 	}
+	if f.loadModules {
+		loadModules(ctx)
+	}
 	directory, clusters, disconnect := f.connect()
 	defer disconnect()
 	volumes := host.New(host.Options{
@@ -74,17 +81,27 @@ func runNode(ctx context.Context, f nodeFlags) error {
 		Boot:     boot,
 		Clusters: clusters,
 		Access:   directory.Access,
-		// In the order in which a class with "mapper: auto" tries them.
-		Mappers: []mapper.Mapper{fuse.New(f.fuseOptions())},
-		Files:   linux.New(linux.Options{}),
+		Mappers:  f.mappers(),
+		Files:    linux.New(linux.Options{}),
 	})
 	service := &node.Service{Host: volumes, Node: id, MostVolumes: f.mostVolumes, Segments: f.segments}
 	return f.serve(ctx, server.Options{Node: service}, f.registration()...)
 }
 
+// mappers returns the ways to map, in the order in which a class with "mapper: auto" tries them.
+func (f nodeFlags) mappers() []mapper.Mapper {
+	return []mapper.Mapper{
+		krbd.New(krbd.Options{
+			Directory: filepath.Join(f.runDirectory, krbd.Name),
+			Start:     krbd.Command(selfPath, writerArgument),
+		}),
+		fuse.New(f.fuseOptions()),
+	}
+}
+
 func (f nodeFlags) fuseOptions() fuse.Options {
 	if f.workers == "" {
-		return fuse.Options{Directory: f.runDirectory, Launch: fuse.Command(workerPath, workerArgument)}
+		return fuse.Options{Directory: f.runDirectory, Launch: fuse.Command(selfPath, workerArgument)}
 	}
 	client := launcher.Dial(f.workers)
 	return fuse.Options{Directory: f.runDirectory, Launch: client.Launch, Kill: client.Kill}

@@ -44,7 +44,7 @@ func runWorkers(ctx context.Context, f workersFlags) error {
 	if err != nil {
 		return err
 	}
-	workers := launcher.New(launcher.Options{Path: workerPath, Arguments: []string{workerArgument}, Version: version})
+	workers := launcher.New(launcher.Options{Path: selfPath, Arguments: []string{workerArgument}, Version: version})
 	parts := []part{{"workers", func(ctx context.Context) error { return workers.Serve(ctx, listener) }}}
 	if f.http != "" {
 		health := server.Health{Live: launcher.Dial(f.socket).Ping, Timeout: 5 * time.Second}

@@ -110,7 +110,7 @@ func (h *Host) Stage(ctx context.Context, spec StageSpec, as params.Credentials)
 		return fmt.Errorf("stage volume %s: image ID %s was attached and %s is there now: %w",
 			spec.Handle, spec.ImageID, found.ID, fault.InUse)
 	}
-	chosen, err := h.choose(ctx, spec.Mapper)
+	chosen, err := h.choose(ctx, found, spec)
 	if err != nil {
 		return fmt.Errorf("stage volume %s: %w", spec.Handle, err)
 	}
@@ -124,33 +124,12 @@ func (h *Host) Stage(ctx context.Context, spec StageSpec, as params.Credentials)
 	return nil
 }
 
-// choose returns the mapper of that name, or for "auto" the first that works here.
-func (h *Host) choose(ctx context.Context, name params.Mapper) (mapper.Mapper, error) {
-	var lacks []error
-	for _, m := range h.mappers {
-		if string(name) != m.Name() && name != params.Auto {
+// mapImage maps the image, after it has cleared away a dead device of it.
+func (h *Host) mapImage(ctx context.Context, by choice, found image.Image, spec StageSpec, as params.Credentials) (mapper.Device, error) {
+	for _, dead := range by.mapped {
+		if dead.Dead == "" {
 			continue
 		}
-		err := m.Check(ctx)
-		if err == nil {
-			return m, nil
-		}
-		lacks = append(lacks, fmt.Errorf("mapper %s: %w", m.Name(), err))
-	}
-	if len(lacks) == 0 {
-		return nil, fmt.Errorf("this node has no mapper %q: %w", name, fault.Unsupported)
-	}
-	return nil, errors.Join(lacks...)
-}
-
-// mapImage maps the image, after it has cleared away a dead device of it.
-func (h *Host) mapImage(ctx context.Context, by mapper.Mapper, found image.Image, spec StageSpec, as params.Credentials) (mapper.Device, error) {
-	target := targetOf(found)
-	devices, err := h.devices(ctx, func(d mapper.Device) bool { return d.Dead != "" && d.Target.Same(target) })
-	if err != nil {
-		return mapper.Device{}, err
-	}
-	for _, dead := range devices {
 		klog.FromContext(ctx).Info("Clearing away a dead device", "volume", found.String(), "device", dead.Path, "reason", dead.Dead)
 		if err := h.files.Unmount(ctx, stagedAt(spec.Path, spec.Block)); err != nil {
 			return mapper.Device{}, fmt.Errorf("unmount dead device %s: %w", dead.Path, err)
@@ -161,11 +140,11 @@ func (h *Host) mapImage(ctx context.Context, by mapper.Mapper, found image.Image
 		return mapper.Device{}, err
 	}
 	step.Set(ctx, "mapping image", spec.Handle.String(), "with", by.Name())
-	device, err := by.Map(ctx, mapper.Request{Target: target, Access: access, ReadOnly: spec.ReadOnly, Options: spec.MapOptions})
+	device, err := by.Map(ctx, mapper.Request{Target: targetOf(found), Access: access, ReadOnly: spec.ReadOnly, Options: spec.MapOptions})
 	if err != nil {
 		return mapper.Device{}, fmt.Errorf("map: %w", err)
 	}
-	return device, nil
+	return device, h.alone(ctx, by, device)
 }
 
 // targetOf returns what a mapper has to know of the image.
@@ -312,9 +291,7 @@ func (h *Host) Unstage(ctx context.Context, handle volid.Image, path string) err
 // lost its name; such a one is known by the image's ID, for which the cluster is asked only then.
 func (h *Host) mappedAs(ctx context.Context, handle volid.Image) ([]mapper.Device, error) {
 	var nameless volid.Image
-	devices, err := h.devices(ctx, func(d mapper.Device) bool {
-		return d.Target.Image == handle || d.Target.Image == nameless
-	})
+	devices, err := h.devices(ctx, func(t mapper.Target) bool { return t.Image == handle || t.Image == nameless })
 	if err != nil {
 		return nil, err
 	}
@@ -353,23 +330,6 @@ func (h *Host) unmap(ctx context.Context, device mapper.Device) error {
 		return err
 	}
 	return by.Unmap(ctx, device)
-}
-
-// devices returns the devices of all mappers that the choice accepts. It asks the kernel only.
-func (h *Host) devices(ctx context.Context, accept func(mapper.Device) bool) ([]mapper.Device, error) {
-	var accepted []mapper.Device
-	for _, m := range h.mappers {
-		devices, err := m.Devices(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("list devices of mapper %s: %w", m.Name(), err)
-		}
-		for _, device := range devices {
-			if accept(device) {
-				accepted = append(accepted, device)
-			}
-		}
-	}
-	return accepted, nil
 }
 
 func (h *Host) mapperOf(device mapper.Device) (mapper.Mapper, error) {

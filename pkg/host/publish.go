@@ -140,14 +140,14 @@ func (h *Host) at(ctx context.Context, handle volid.Image, path string) (seen, e
 	if !mounted {
 		return seen{}, fmt.Errorf("volume %s: nothing is mounted at %s: %w", handle, path, fault.NotFound)
 	}
-	devices, err := h.devices(ctx, func(d mapper.Device) bool {
-		return d.Path == point.Device && d.Target.Image == handle
-	})
+	devices, err := h.devices(ctx, func(t mapper.Target) bool { return t.Image == handle })
 	if err != nil {
 		return seen{}, err
 	}
-	if len(devices) == 0 {
-		return seen{}, fmt.Errorf("volume %s: %s at %s is another: %w", handle, point.Device, path, fault.NotFound)
+	for _, device := range devices {
+		if device.Path == point.Device {
+			return seen{point: point, device: device}, nil
+		}
 	}
-	return seen{point: point, device: devices[0]}, nil
+	return seen{}, fmt.Errorf("volume %s: %s at %s is another: %w", handle, point.Device, path, fault.NotFound)
 }

@@ -46,6 +46,19 @@ type Mapper interface {
 	Grow(ctx context.Context, device Device) (bytes int64, err error)
 }
 
+// A Finder finds devices for less than listing all of them costs.
+type Finder interface {
+	// Find lists those of Devices whose images are wanted.
+	Find(ctx context.Context, wanted func(Target) bool) ([]Device, error)
+}
+
+// A Selective mapper tells beforehand which images it cannot open here.
+type Selective interface {
+	// CheckFeatures reports with fault.Unsupported which of an image's features, as
+	// librbd's bits, it lacks for opening an image to write or to read only. It asks no cluster.
+	CheckFeatures(features uint64, readOnly bool) error
+}
+
 // A Target is one image in one of its lives. Names can change and be taken
 // again while an image is mapped, so the identity is FSID, PoolID and ImageID.
 type Target struct {

@@ -99,7 +99,7 @@ func TestNodeArguments(t *testing.T) {
 		want   map[string]string
 		probe  string
 	}{
-		{"cluster", "/var/lib/kubelet", map[string]string{"--kubelet-root": "/var/lib/kubelet", "--kubelet-endpoint": "/var/lib/kubelet/plugins/rbd-csi.io/csi.sock", "--http": ":9809", "--max-volumes": "0"}, ""},
+		{"cluster", "/var/lib/kubelet", map[string]string{"--kubelet-root": "/var/lib/kubelet", "--kubelet-endpoint": "/var/lib/kubelet/plugins/rbd-csi.io/csi.sock", "--http": ":9809", "--max-volumes": "0", "--load-modules": ""}, ""},
 		{"everything", "/var/lib/k0s/kubelet", map[string]string{"--kubelet-root": "/var/lib/k0s/kubelet", "--kubelet-endpoint": "/var/lib/k0s/kubelet/plugins/other.example.com/csi.sock", "--http": "127.0.0.1:9819", "--max-volumes": "100", "--one": "", "--topology": "topology.other.example.com/reach=all"}, "127.0.0.1"},
 	} {
 		set := one[*appsv1.DaemonSet](t, render(t, releaseOf(t, test.values)), "-node")
@@ -109,6 +109,9 @@ func TestNodeArguments(t *testing.T) {
 			"": "node", "--node-name": "$(NODE_NAME)", "--endpoint": "unix:///csi/csi.sock", "--clusters": "/etc/rbd-csi/clusters",
 			"--run-directory": "/run/rbd-csi", "--workers": "/run/rbd-csi/workers.sock",
 		})
+		if _, loads := arguments(c)["--load-modules"]; loads != (test.values == "cluster") {
+			t.Errorf("%s: got --load-modules %t, want it where node.loadModules is not false", test.values, loads)
+		}
 		if got := c.LivenessProbe.HTTPGet.Host; got != test.probe {
 			t.Errorf("%s: got the probe on %q, want %q", test.values, got, test.probe)
 		}

@@ -89,7 +89,10 @@ func Look(folder string) (Remains, error) {
 	for pid := range workers {
 		r.Workers = append(r.Workers, strconv.Itoa(pid))
 	}
-	r.Mappings = entriesOf(filepath.Join(folder, "*", runFolder, "*"))
+	r.Mappings = slices.DeleteFunc(entriesOf(filepath.Join(folder, "*", runFolder, "*")), func(path string) bool {
+		return filepath.Base(path) == locksFolder
+	})
+	r.Mappings = append(r.Mappings, entriesOf(filepath.Join(folder, "*", runFolder, locksFolder, "*"))...)
 	r.Targets = append(entriesOf(filepath.Join(folder, "*", "staging", "*")), entriesOf(filepath.Join(folder, "*", "pods", "*"))...)
 	for _, list := range [][]string{r.Mounts, r.Loops, r.Workers, r.Mappings, r.Targets} {
 		slices.Sort(list)

@@ -25,6 +25,8 @@ const (
 	socketFile = "csi.sock"
 	logFile    = "log"
 	runFolder  = "run" // of a node: its mappings
+	// locksFolder is in a run folder, and has a file for each image that krbd maps or unmaps just now.
+	locksFolder = "krbd"
 )
 
 // A Process is one process of the driver, with clients of its socket. Killed and

@@ -33,7 +33,7 @@ func (m *Mapper) Check(context.Context) error {
 	if len(lacks) == 0 {
 		return nil
 	}
-	return fmt.Errorf("mapper fuse: %s: %w", strings.Join(lacks, "; "), fault.Unsupported)
+	return fmt.Errorf("%s: %w", strings.Join(lacks, "; "), fault.Unsupported)
 }
 
 func lacksRoot() string {

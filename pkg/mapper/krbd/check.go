@@ -21,6 +21,10 @@ var oldest = version{4, 19}
 // single writer's have exclusive-lock, because the fence builds on it.
 const needed features = 1<<0 | 1<<2
 
+// incompatible are the features without which an image cannot even be read
+// (RBD_FEATURES_INCOMPATIBLE in Ceph's include/rbd/features.h): layering, striping and data-pool.
+const incompatible features = 1<<0 | 1<<1 | 1<<7
+
 // Check reports what this node lacks with fault.Unsupported: everything that it lacks, not only
 // the first thing. It loads no module; `modprobe rbd` does, once after each boot.
 func (m *Mapper) Check(context.Context) error {
@@ -33,7 +37,7 @@ func (m *Mapper) Check(context.Context) error {
 	if len(lacks) == 0 {
 		return nil
 	}
-	return fmt.Errorf("mapper krbd: %s: %w", strings.Join(lacks, "; "), fault.Unsupported)
+	return fmt.Errorf("%s: %w", strings.Join(lacks, "; "), fault.Unsupported)
 }
 
 func (k kernel) lacksRoot() string {
@@ -94,6 +98,26 @@ func (k kernel) lacksFeatures() string {
 		return "the kernel lacks features of images: " + lack.String()
 	}
 	return ""
+}
+
+// CheckFeatures reports the features of an image that the running kernel lacks, with the Linux that
+// has them; see [mapper.Selective]. Since 5.5 the kernel does not look at most of them when it only reads.
+func (m *Mapper) CheckFeatures(image uint64, readOnly bool) error {
+	supported := m.kernel.supported()
+	lack := features(image) &^ supported
+	if readOnly {
+		lack &= incompatible
+	}
+	if lack == 0 || supported == 0 {
+		return nil
+	}
+	return m.lackError(lack.String())
+}
+
+// lackError says that an image has features which the kernel does not have.
+func (m *Mapper) lackError(lack string) error {
+	return fmt.Errorf("the image has features that Linux %s lacks: %s; it has %s: %w",
+		m.kernel.release(), lack, m.kernel.supported(), fault.Unsupported)
 }
 
 func (k kernel) lacksKeyrings() string {

@@ -42,8 +42,7 @@ func (m *Mapper) addError(result Result, request mapper.Request) error {
 	}
 	said := saidOf(result.Kernel, request.Target.Image.Name)
 	if features, ok := unsupportedIn(said); ok {
-		return fmt.Errorf("the image has features that Linux %s lacks: %s; it has %s: %w",
-			m.kernel.release(), features, m.kernel.supported(), fault.Unsupported)
+		return m.lackError(features.String())
 	}
 	if m.kernel.missing() {
 		return fmt.Errorf("the kernel has no rbd (modprobe rbd): %w", fault.Unsupported)

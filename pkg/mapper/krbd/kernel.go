@@ -59,6 +59,9 @@ type entry struct {
 func (e entry) name() string { return "rbd" + strconv.Itoa(e.number) }
 func (e entry) path() string { return "/dev/" + e.name() }
 
+// foreign reports that another hand than the driver's has mapped it.
+func (e entry) foreign() bool { return e.target.Image.Cluster == "" }
+
 // entries returns the mappings of images, in the order of their numbers.
 func (k kernel) entries() ([]entry, error) {
 	folders, err := os.ReadDir(k.bus("devices"))

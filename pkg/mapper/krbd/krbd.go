@@ -62,7 +62,11 @@ type Mapper struct {
 	left    atomic.Int64 // children that were given up on
 }
 
-var _ mapper.Mapper = (*Mapper)(nil)
+var (
+	_ mapper.Mapper    = (*Mapper)(nil)
+	_ mapper.Finder    = (*Mapper)(nil)
+	_ mapper.Selective = (*Mapper)(nil)
+)
 
 // New returns a Mapper. It touches nothing.
 func New(options Options) *Mapper {
@@ -145,13 +149,17 @@ func (m *Mapper) shown(found *entry, err error) (mapper.Device, error) {
 	return m.kernel.device(*found, ""), nil
 }
 
-// keep returns what is mapped already and can be used. What is dead it removes.
+// keep returns what is mapped already and can be used. What is dead it removes, and what somebody
+// else has mapped is fault.InUse.
 func (m *Mapper) keep(ctx context.Context, held *lock, request mapper.Request) (*entry, error) {
 	found, err := m.kernel.find(request.Target)
 	if err != nil {
 		return nil, err
 	}
 	for _, one := range found {
+		if one.foreign() {
+			return nil, fmt.Errorf("somebody else has mapped it at %s and has to unmap it: rbd device unmap %s: %w", one.path(), one.path(), fault.InUse)
+		}
 		dead, err := m.probe(ctx, held, one)
 		switch {
 		case err != nil:
@@ -258,7 +266,7 @@ func (m *Mapper) Find(ctx context.Context, wanted func(mapper.Target) bool) ([]m
 // Unmap makes sure that the device is gone; see [mapper.Mapper]. The device is known by its
 // Target. One that was dead when it was listed and has been replaced by a living one since is
 // gone: then nothing is done. A dead one is removed by force unless this
-// process sees a mount of it.
+// process sees a mount of it. What somebody else has mapped stays.
 //
 // When it returns fault.Unknown the kernel still works on it, and another call waits for that.
 func (m *Mapper) Unmap(ctx context.Context, device mapper.Device) error {
@@ -281,6 +289,9 @@ func (m *Mapper) unmap(ctx context.Context, device mapper.Device) error {
 		return err
 	}
 	for _, one := range found {
+		if one.foreign() {
+			continue
+		}
 		dead := ""
 		if device.Dead != "" {
 			if dead, err = m.probe(ctx, held, one); err != nil || dead == "" {

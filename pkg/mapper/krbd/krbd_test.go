@@ -594,3 +594,57 @@ func TestNoWriter(t *testing.T) {
 		t.Errorf("Map by a writer that dies: got %v, want no word of time", err)
 	}
 }
+
+// What somebody else has mapped is neither used nor unmapped, alive or dead.
+func TestMappingOfAnotherHandIsLeftAlone(t *testing.T) {
+	b := newBus(t)
+	m, request := b.mapper(), b.image(1<<20)
+	device := mapped(t, m, request)
+	b.file("sys/bus/rbd/devices/0/config_info", "10.0.0.1:6789 name=admin,secret=x kube pvc-ab0 -")
+	for _, dead := range []bool{false, true} {
+		if dead {
+			b.kill(device)
+		}
+		_, err := m.Map(t.Context(), request)
+		wantKind(t, "Map", err, fault.InUse)
+		wantText(t, "Map", err, "/dev/rbd0", "somebody else")
+		if err := m.Unmap(t.Context(), device); err != nil {
+			t.Errorf("Unmap: got %v, want no error", err)
+		}
+		if got := len(devices(t, m)); got != 1 {
+			t.Errorf("Devices: got %d, want it left there", got)
+		}
+	}
+}
+
+func TestCheckFeatures(t *testing.T) {
+	const all = 1<<0 | 1<<2 | 1<<3 | 1<<4 | 1<<5
+	tests := []struct {
+		name, supported string
+		image           uint64
+		readOnly        bool
+		want            string // empty: nothing lacks
+	}{
+		{"all", "0x1bf", all, false, ""},
+		{"Linux 4.19", "0x185", all, false, "object-map (since Linux 5.3), fast-diff (since Linux 5.3), deep-flatten (since Linux 5.1)"},
+		{"only read", "0x185", all, true, ""},
+		{"data-pool, only read", "0x5", all | 1<<7, true, "data-pool (since Linux 4.11)"},
+		{"journaling", "0x1bf", all | 1<<6, false, "journaling (no Linux has it)"},
+		{"not told", "many", all, false, ""}, // Check says it
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			b := newBus(t)
+			b.file("sys/bus/rbd/supported_features", test.supported)
+			err := b.mapper().CheckFeatures(test.image, test.readOnly)
+			if test.want == "" {
+				if err != nil {
+					t.Errorf("CheckFeatures: got %v, want no error", err)
+				}
+				return
+			}
+			wantKind(t, "CheckFeatures", err, fault.Unsupported)
+			wantText(t, "CheckFeatures", err, test.want, "Linux 6.1.0-test")
+		})
+	}
+}
