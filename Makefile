@@ -49,6 +49,8 @@ TAG = $(eval TAG := $(LIBRBD_TAG))$(TAG)
 REAL = $(eval REAL := $(shell CGO_ENABLED=1 $(GO) list -e -test -f \
   '{{range .Deps}}{{if or (eq . "github.com/ceph/go-ceph/rados") (eq . "$(MODULE)/test/ceph")}}{{$$.ImportPath}}{{"\n"}}{{end}}{{end}}' ./... \
   | sed -E 's/ \[.*//; s/_test$$//; s/\.test$$//' | sort -u) $(MODULE)/test/ceph)$(REAL)
+# The tests in a kernel of their own have commands of their own.
+KERNEL = $(MODULE)/test/kernel
 PURE = $(eval PURE := $(filter-out $(REAL),$(shell CGO_ENABLED=1 $(GO) list -e ./...)))$(PURE)
 
 # What tests and the demo run; a build for another release of Ceph goes elsewhere.
@@ -58,7 +60,10 @@ TEST_PURE = CGO_ENABLED=0 $(GO) test -json -count=1 $(PURE)
 TEST_KUBE = CGO_ENABLED=0 $(GO) -C test/kube test -json -count=1 -p 1 -timeout 40m ./...
 TEST_CHART = CGO_ENABLED=0 $(GO) -C test/chart test -json -count=1 ./...
 TEST_REAL = $(INSIDE) RBD_CSI_BINARY=$(abspath $(BINARY)) \
-  $(GO) test -json -count=1 -p 1 -timeout 30m -tags '$(TAG)' $(REAL)
+  $(GO) test -json -count=1 -p 1 -timeout 30m -tags '$(TAG)' $(filter-out $(KERNEL),$(REAL))
+TEST_KERNEL = CGO_ENABLED=0 RBD_CSI_BINARY=$(abspath $(BINARY)) $(GO) test -json -count=1 -timeout 20m $(KERNEL)
+# What of them `make test` runs: under five minutes, with fetching the kernel.
+KERNEL_PART = ^(TestReadResults|TestKRBD|TestKRBDFaults)\$$
 
 .PHONY: help
 help: ## list the targets
@@ -76,11 +81,12 @@ quick-down: build/quick ## take down what a quick demo left that was killed
 	@build/quick -down
 
 .PHONY: test unit race real test-ceph kernel-test
-test: setup build ## run every test, on a real Ceph and as root too, and say what was skipped and why
+test: setup build kernel-parts-if-possible ## run every test, on a real Ceph and as root too, and say what was skipped and why
 	@$(REPORT) \
 	  'units, fuzz seeds, layers, and csi-sanity in memory' "$(TEST_PURE)" \
 	  'the Helm chart' "$(TEST_CHART)" \
-	  'on a real Ceph, with real devices and mounts' "$(TEST_REAL)"
+	  'on a real Ceph, with real devices and mounts' "$(TEST_REAL)" \
+	  'in a small virtual kernel' "$(TEST_KERNEL) -run '$(KERNEL_PART)'"
 unit: ## run the tests that need neither Ceph nor a C compiler
 	@$(REPORT) 'units, fuzz seeds, layers, and csi-sanity in memory' "$(TEST_PURE)"
 race: setup ## run the same with Go's race detector
@@ -92,10 +98,15 @@ test-ceph: setup build/ceph-folder ## run those on another release, in a root of
 	@test/ceph/root.sh $(CEPH)
 	@$(MAKE) real ROOT=$(CURDIR)/build/ceph-roots/$(CEPH) BINARY=build/rbd-csi-ceph-$(CEPH)
 
-kernel-test: setup ## test the mapper krbd in a small virtual kernel, which is fetched from Debian once
+kernel-test: setup build kernel-parts ## test krbd and nbd in a small virtual kernel, which is fetched from Debian once
+	@$(REPORT) 'in a small virtual kernel' "$(TEST_KERNEL)"
+.PHONY: kernel-parts kernel-parts-if-possible
+kernel-parts:
 	@test/setup.sh kernel
 	@test/kernel/fetch.sh
-	@$(REPORT) 'krbd in a small virtual kernel' "CGO_ENABLED=0 $(GO) test -json -count=1 -timeout 15m ./test/kernel"
+# A machine that cannot says why here, and the tests say so once more when they are skipped.
+kernel-parts-if-possible:
+	@$(MAKE) kernel-parts || echo 'the tests in a small virtual kernel will be skipped'
 
 .PHONY: ceph ceph-down
 ceph: setup build/ceph-folder ## start a real Ceph in build/ceph and say how to use it

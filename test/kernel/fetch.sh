@@ -43,7 +43,7 @@ unpack() { dpkg -x "$work"/"$1"_*.deb "$directory/$1"; }
 adopt() {
   local libc=$directory/libc6/usr/lib/x86_64-linux-gnu
   install -m 755 "$directory/user-mode-linux/usr/bin/linux.uml" "$work/linux"
-  "$work/patchelf/usr/bin/patchelf" --set-interpreter "$libc/ld-linux-x86-64.so.2" --set-rpath "$libc" "$work/linux"
+  patchelf --set-interpreter "$libc/ld-linux-x86-64.so.2" --set-rpath "$libc" "$work/linux"
   "$work/linux" --version >/dev/null || die "the kernel does not start on this machine"
 }
 
@@ -51,6 +51,7 @@ adopt() {
 if [ -e "$directory/version" ] && "$directory/linux" --version >/dev/null 2>&1; then
   exit 0
 fi
+command -v patchelf >/dev/null || die "patchelf is needed: test/setup.sh kernel"
 command -v apt-get >/dev/null || die "the kernel comes from Debian's packages, and there is no apt-get here"
 archive=${MIRROR:-$(mirror)}
 [ -n "$archive" ] || die "apt has no Debian archive configured: name one, MIRROR=http://... $0"
@@ -66,10 +67,6 @@ own_apt update >"$work/log" 2>&1 || die "apt-get update:" "$(tail -5 "$work/log"
 rm -rf "$directory"/{user-mode-linux,libc6,linux,modules,version}
 unpack user-mode-linux
 unpack libc6
-# patchelf has to run here, so it is this Debian's.
-(cd "$work" && apt-get -q -o APT::Sandbox::User=root download patchelf >"$work/log" 2>&1) ||
-  die "apt-get download patchelf:" "$(tail -5 "$work/log")" "run apt-get update first"
-dpkg -x "$work"/patchelf_*.deb "$work/patchelf"
 adopt
 mv "$work/linux" "$directory/linux"
 ln -s "$(echo "$directory"/user-mode-linux/usr/lib/uml/modules/*)" "$directory/modules"
