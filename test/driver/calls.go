@@ -2,11 +2,7 @@ package driver
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io/fs"
 	"maps"
-	"os"
 	"path/filepath"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -143,7 +139,7 @@ func (p *Process) TargetPath(pod string) string { return filepath.Join(p.folder,
 // Attached is what Attach returned.
 func (p *Process) Stage(ctx context.Context, volume Volume, attached map[string]string) error {
 	staging := p.StagingPath(volume)
-	if err := os.MkdirAll(staging, 0o750); err != nil {
+	if err := p.on.MkdirAll(ctx, staging); err != nil {
 		return err
 	}
 	_, err := p.NodeStageVolume(ctx, &csi.NodeStageVolumeRequest{
@@ -159,7 +155,7 @@ func (p *Process) Stage(ctx context.Context, volume Volume, attached map[string]
 // Publish is kubelet's part of a pod that starts: NodePublishVolume.
 func (p *Process) Publish(ctx context.Context, volume Volume, attached map[string]string, pod string) error {
 	target := p.TargetPath(pod)
-	if err := os.MkdirAll(filepath.Dir(target), 0o750); err != nil {
+	if err := p.on.MkdirAll(ctx, filepath.Dir(target)); err != nil {
 		return err
 	}
 	_, err := p.NodePublishVolume(ctx, &csi.NodePublishVolumeRequest{
@@ -181,7 +177,7 @@ func (p *Process) Unpublish(ctx context.Context, volume Volume, pod string) erro
 	if err != nil {
 		return err
 	}
-	return removeEmpty(filepath.Dir(target))
+	return p.on.RemoveEmpty(ctx, filepath.Dir(target))
 }
 
 // Unstage is kubelet's last part of a volume on its node: NodeUnstageVolume.
@@ -192,7 +188,7 @@ func (p *Process) Unstage(ctx context.Context, volume Volume) error {
 	if err != nil {
 		return err
 	}
-	return removeEmpty(staging)
+	return p.on.RemoveEmpty(ctx, staging)
 }
 
 // ExpandOnNode is kubelet's part of a volume that grew: NodeExpandVolume.
@@ -205,15 +201,6 @@ func (p *Process) ExpandOnNode(ctx context.Context, volume Volume, pod string, b
 		VolumeCapability:  capability(volume.Use),
 	})
 	return err
-}
-
-// removeEmpty removes an empty folder. What is left in it is an error: a driver that
-// answers OK has taken its own away.
-func removeEmpty(folder string) error {
-	if err := os.Remove(folder); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("after an OK: %w", err)
-	}
-	return nil
 }
 
 // StillGoing reports whether the sidecars and kubelet take the error of a request for one

@@ -90,7 +90,7 @@ func TestKillAndStart(t *testing.T) {
 	// A caller meanwhile waits for the process to come back; a call that still went to the
 	// connection of the killed one breaks, and is made again.
 	answered := make(chan error, 1)
-	go func() { answered <- p.answers(t.Context()) }()
+	go func() { answered <- p.Answers(t.Context()) }()
 	if err := p.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}

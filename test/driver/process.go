@@ -43,6 +43,8 @@ type Process struct {
 	csi.NodeClient
 
 	folder     string
+	socket     string
+	on         Machine
 	command    []string
 	connection *grpc.ClientConn
 
@@ -69,7 +71,8 @@ func (d *Driver) Node(ctx context.Context, name string, flags ...string) (*Proce
 }
 
 func (d *Driver) start(ctx context.Context, name string, arguments []string) (*Process, error) {
-	p := &Process{Name: name, folder: d.Folder(name)}
+	folder := d.Folder(name)
+	p := &Process{Name: name, folder: folder, socket: filepath.Join(folder, socketFile), on: here{}}
 	if err := os.MkdirAll(p.folder, 0o755); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
@@ -108,7 +111,7 @@ func (p *Process) connect() error {
 }
 
 // Socket returns the path of the process's socket.
-func (p *Process) Socket() string { return filepath.Join(p.folder, socketFile) }
+func (p *Process) Socket() string { return p.socket }
 
 // Log returns the path of the process's log, to which each life adds.
 func (p *Process) Log() string { return filepath.Join(p.folder, logFile) }
@@ -127,7 +130,7 @@ func (p *Process) Start(ctx context.Context) error {
 	defer cancel()
 	answered := make(chan error, 1)
 	go func() {
-		answered <- p.answers(ctx)
+		answered <- p.Answers(ctx)
 	}()
 	select {
 	case err = <-answered:
@@ -140,9 +143,9 @@ func (p *Process) Start(ctx context.Context) error {
 	return nil
 }
 
-// answers waits until the process answers. The connection may still be the one of
+// Answers waits until the process answers. The connection may still be the one of
 // its earlier life, which then breaks under the question.
-func (p *Process) answers(ctx context.Context) error {
+func (p *Process) Answers(ctx context.Context) error {
 	for {
 		_, err := p.Probe(ctx, &csi.ProbeRequest{})
 		if status.Code(err) != codes.Unavailable || ctx.Err() != nil {

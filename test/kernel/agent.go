@@ -21,17 +21,23 @@ type Command struct {
 	Environment []string // besides the agent's own
 }
 
-// A piece is what the agent answers, many of them in one answer: some output, or the end.
+// A piece is what the agent answers, many of them in one answer: the process's ID first, then some
+// output, at last the end.
 type piece struct {
+	PID    int    `json:",omitempty"`
 	Output []byte `json:",omitempty"`
 	Ended  bool   `json:",omitempty"`
 	Status int    `json:",omitempty"`
 	Error  string `json:",omitempty"`
 }
 
-// serveAgent runs commands for whoever asks. One whose asker goes away is killed.
+// serveAgent runs commands for whoever asks, and connects to sockets. A command whose asker goes
+// away is killed.
 func serveAgent(address string) error {
-	server := &http.Server{Addr: address, Handler: http.HandlerFunc(runForAnother)}
+	handler := http.NewServeMux()
+	handler.HandleFunc("POST /run", runForAnother)
+	handler.HandleFunc("GET /connect", connectAnother)
+	server := &http.Server{Addr: address, Handler: handler}
 	return server.ListenAndServe()
 }
 
@@ -48,7 +54,11 @@ func runForAnother(answer http.ResponseWriter, request *http.Request) {
 	command.Stdout, command.Stderr = pieces, pieces
 	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	command.Cancel = func() error { return syscall.Kill(-command.Process.Pid, syscall.SIGKILL) }
-	err := command.Run()
+	err := command.Start()
+	if err == nil {
+		pieces.send(piece{PID: command.Process.Pid})
+		err = command.Wait()
+	}
 	end := piece{Ended: true, Status: command.ProcessState.ExitCode()}
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -80,11 +90,16 @@ func (p *pieces) Write(output []byte) (int, error) {
 // Run runs a command in the guest, writes what it prints, and returns an error if it ends badly.
 // When ctx ends the command is killed.
 func (g *Guest) Run(ctx context.Context, output io.Writer, command Command) error {
+	return g.run(ctx, output, command, func(int) {})
+}
+
+// run is Run that also tells the process's ID, as soon as there is one.
+func (g *Guest) run(ctx context.Context, output io.Writer, command Command, begun func(pid int)) error {
 	body, err := json.Marshal(command)
 	if err != nil {
 		return err
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+agentAddress(g.number), bytes.NewReader(body))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+agentAddress(g.number)+"/run", bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
@@ -98,6 +113,9 @@ func (g *Guest) Run(ctx context.Context, output io.Writer, command Command) erro
 		var one piece
 		if err := decoder.Decode(&one); err != nil {
 			return fmt.Errorf("guest %d went away under %s: %w", g.number, command.Arguments[0], err)
+		}
+		if one.PID != 0 {
+			begun(one.PID)
 		}
 		if _, err := output.Write(one.Output); err != nil {
 			return err
