@@ -111,22 +111,26 @@ func texts(errs []error) string {
 
 // mappedNow returns the devices of an image, of all mappers.
 func (h *Host) mappedNow(ctx context.Context, target mapper.Target) ([]mapper.Device, error) {
-	return h.devices(ctx, func(t mapper.Target) bool { return t.Same(target) })
+	return h.devices(ctx, target.Same)
 }
 
 // alone makes sure that no other mapper has the image too: another process of the driver can have
 // chosen another one at the same moment. Each of the two looks after it has mapped, so at least one
 // of them sees the other; it takes back what it has just made.
 func (h *Host) alone(ctx context.Context, by choice, device mapper.Device) error {
-	mapped, err := h.mappedNow(ctx, device.Target)
-	if err != nil {
-		return h.unmapNew(ctx, by, device, err)
+	for _, m := range h.mappers {
+		if m.Name() == by.Name() {
+			continue
+		}
+		others, err := devicesOf(ctx, m, device.Target.Same)
+		if err == nil && len(others) > 0 {
+			err = mappedTwice(device, others[0])
+		}
+		if err != nil {
+			return h.unmapNew(ctx, by, device, err)
+		}
 	}
-	other := slices.IndexFunc(mapped, func(d mapper.Device) bool { return d.Mapper != by.Name() })
-	if other < 0 {
-		return nil
-	}
-	return h.unmapNew(ctx, by, device, mappedTwice(device, mapped[other]))
+	return nil
 }
 
 // unmapNew unmaps a device, unless it was there before.

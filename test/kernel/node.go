@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/rbd-csi/rbd-csi/test/driver"
@@ -126,8 +127,21 @@ func (n *Node) Said() string {
 	return string(content[max(0, len(content)-most):])
 }
 
-// folders are what kubelet makes in a guest.
+// folders are what kubelet makes and removes in a guest.
 type folders struct{ guest *Guest }
+
+func (f folders) Mkdir(path string) error { return f.MkdirAll(context.Background(), path) }
+
+func (f folders) RemoveAll(path string) error {
+	_, err := f.guest.Output(context.Background(), "rm", "-rf", "--one-file-system", path)
+	return err
+}
+
+func (f folders) Kind(path string) (string, error) {
+	kind, err := f.guest.Output(context.Background(), "sh", "-c",
+		`if [ -d "$0" ]; then echo directory; elif [ -f "$0" ]; then echo file; elif [ -e "$0" ]; then echo other; else echo not_found; fi`, path)
+	return strings.TrimSpace(kind), err
+}
 
 func (f folders) MkdirAll(ctx context.Context, path string) error {
 	_, err := f.guest.Output(ctx, "mkdir", "-p", path)

@@ -58,7 +58,7 @@ func newPlant(t *testing.T, mapper string, guests int, flags ...string) *plant {
 		g, err := Boot(t.Context(), GuestOptions{Number: number, Folder: c.Dir()})
 		must(t, err)
 		p.guests = append(p.guests, g)
-		t.Cleanup(func() { must(t, p.guests[number-1].Kill()) })
+		t.Cleanup(func() { must(t, p.guests[number-1].Kill()) }) // the one that runs then
 		t.Log(g)
 		node, err := StartNode(t.Context(), g, NodeOptions{
 			Binary: binary, Name: fmt.Sprintf("node-%d", number), Clusters: filepath.Join(folder, "clusters"),
@@ -100,13 +100,18 @@ type volume struct {
 	sum      string // of its data
 }
 
+// parameters returns those of a class for the plant, with further ones.
+func (p *plant) parameters(further map[string]string) map[string]string {
+	all := map[string]string{"cluster": clusterName, "pool": p.ceph.Pool(), "mapper": p.mapper}
+	maps.Copy(all, further)
+	return all
+}
+
 func (p *plant) made(t *testing.T, kind string, parameters map[string]string) *volume {
 	t.Helper()
-	all := map[string]string{"cluster": clusterName, "pool": p.ceph.Pool(), "mapper": p.mapper}
-	maps.Copy(all, parameters)
 	made, err := p.controller.Create(t.Context(), driver.Claim{
 		Volume: fmt.Sprintf("pvc-%s-%d", kind, images.Add(1)), Name: "data-web-0", Namespace: "shop",
-		Bytes: gibibyte, Parameters: all, Use: uses[kind],
+		Bytes: gibibyte, Parameters: p.parameters(parameters), Use: uses[kind],
 	})
 	must(t, err)
 	return &volume{plant: p, Volume: made, kind: kind}

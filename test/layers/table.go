@@ -61,7 +61,7 @@ test/docs                     |                                                 
 test/subcommand               | fault                                                        |                                         |
 test/ceph                     | fault                                                        | sys                                     |
 test/ceph/cmd/ceph-folder     | fault test/ceph test/subcommand                              |                                         |
-test/kernel                   | fault test/ceph                                              | sys                                     | cluster mapper mapper/krbd mapper/mappertest params volid
+test/kernel                   | fault test/ceph test/driver                                  | sys                                     | cluster csi codes mapper mapper/krbd mapper/mappertest params test/sanity/conformance volid
 test/driver                   |                                                              | csi grpc codes mountinfo sys            |
 test/memory                   | *                                                            | klog                                    | csi grpc protobuf
 test/badinput                 | rbd volid                                                    | csi grpc codes                          | test/memory

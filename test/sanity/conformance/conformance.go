@@ -17,8 +17,17 @@ type Options struct {
 	Controller string // socket of the controller
 	Node       string // socket of the node; it may be the same
 	Parameters map[string]string
-	Directory  string // for targets and staging paths; it exists
-	Bytes      int64  // size of the volumes
+	Directory  string  // for targets and staging paths; it exists
+	Bytes      int64   // size of the volumes
+	On         Machine // where the node is; nil: here
+}
+
+// A Machine has the paths that kubelet makes and removes around calls of a node which is not on this machine.
+type Machine interface {
+	Mkdir(path string) error
+	RemoveAll(path string) error
+	// Kind says what is at a path: file, directory, not_found or other.
+	Kind(path string) (string, error)
 }
 
 // unclaimed says for each reason with which the suite may leave a case out why the
@@ -54,6 +63,10 @@ func Run(t *testing.T, options Options) {
 	config.TargetPath = filepath.Join(options.Directory, "target")
 	config.StagingPath = filepath.Join(options.Directory, "staging")
 
+	if options.On != nil {
+		reach(&config, options.On)
+	}
+
 	var report types.Report
 	ginkgo.ReportAfterSuite("what was skipped", func(r ginkgo.Report) { report = r })
 	gomega.RegisterFailHandler(ginkgo.Fail)
@@ -63,6 +76,20 @@ func Run(t *testing.T, options Options) {
 	reporter.Succinct, reporter.NoColor = true, true
 	ginkgo.RunSpecs(t, "csi-sanity", suite, reporter)
 	tell(t, report)
+}
+
+// reach has the suite make and look at the node's paths where the node is.
+func reach(config *sanity.TestConfig, on Machine) {
+	makeDirectory := func(path string) (string, error) { return path, on.Mkdir(path) }
+	config.CreateTargetDir, config.CreateStagingDir = makeDirectory, makeDirectory
+	config.RemoveTargetPath, config.RemoveStagingPath = on.RemoveAll, on.RemoveAll
+	config.CheckPath = func(path string) (sanity.PathKind, error) {
+		kind, err := on.Kind(path)
+		if err != nil {
+			return "", err
+		}
+		return sanity.IsPathKind(kind)
+	}
 }
 
 // tell lists by name what was left out, with the reason.
