@@ -121,6 +121,11 @@ func (c *Cluster) Import(ctx context.Context, archives ...string) error {
 	return c.state.importImages(ctx, archives)
 }
 
+// Tag gives an image that the node knows a second name, or moves that name to it.
+func (c *Cluster) Tag(ctx context.Context, image, name string) error {
+	return c.state.tagImage(ctx, image, name)
+}
+
 // StopKubelet ends the kubelet as a restart of its service would; containers go on. It
 // returns when the process is gone.
 func (c *Cluster) StopKubelet(ctx context.Context) error {

@@ -132,12 +132,25 @@ func (s *state) withRuntime(f func(cri.RuntimeServiceClient) error) error {
 
 func (s *state) importImages(ctx context.Context, archives []string) error {
 	for _, archive := range archives {
-		_, err := run(ctx, "ctr", "--address", s.runtimeSocket(), "--namespace", "k8s.io", "images", "import", archive)
-		if err != nil {
+		if err := s.images(ctx, "import", archive); err != nil {
 			return fmt.Errorf("import %s: %w", archive, err)
 		}
 	}
 	return nil
+}
+
+func (s *state) tagImage(ctx context.Context, image, name string) error {
+	if err := s.images(ctx, "tag", "--force", image, name); err != nil {
+		return fmt.Errorf("tag %s as %s: %w", image, name, err)
+	}
+	return nil
+}
+
+// images runs `ctr images` in the kubelet's namespace.
+func (s *state) images(ctx context.Context, args ...string) error {
+	args = append([]string{"--address", s.runtimeSocket(), "--namespace", "k8s.io", "images"}, args...)
+	_, err := run(ctx, "ctr", args...)
+	return err
 }
 
 // removePods ends all pods through containerd, which gives their addresses and network namespaces back.

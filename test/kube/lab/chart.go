@@ -179,8 +179,36 @@ stringData: {userID: %s, userKey: %q}
 // nil. It returns when the pods are ready and the node's CSINode lists the driver. What an earlier Upgrade gave
 // besides is forgotten.
 func (l *Lab) Upgrade(ctx context.Context, more map[string]any) error {
+	return l.upgrade(ctx, l.chart(), more)
+}
+
+// UpgradeTo is Upgrade to a release of another version: chart and driver are those of the tree, packed and
+// tagged as that version. Upgrade goes back to the tree's.
+func (l *Lab) UpgradeTo(ctx context.Context, version string) error {
+	text, err := os.ReadFile(l.ValuesFile())
+	if err != nil {
+		return err
+	}
+	var installed struct {
+		Image struct{ Repository, Tag string }
+	}
+	if err := yaml.Unmarshal(text, &installed); err != nil {
+		return fmt.Errorf("read %s: %w", l.ValuesFile(), err)
+	}
+	image := installed.Image.Repository
+	if err := l.Kube.Tag(ctx, image+":"+installed.Image.Tag, image+":"+version); err != nil {
+		return err
+	}
+	if _, err := l.Helm(ctx, "package", l.chart(), "--version", version, "--app-version", version, "--destination", l.folder()); err != nil {
+		return err
+	}
+	packed := filepath.Join(l.folder(), "rbd-csi-"+version+".tgz")
+	return l.upgrade(ctx, packed, map[string]any{"image": map[string]any{"tag": version}})
+}
+
+func (l *Lab) upgrade(ctx context.Context, chart string, more map[string]any) error {
 	args := []string{
-		"upgrade", Release, l.chart(), "--install", "--namespace", Namespace,
+		"upgrade", Release, chart, "--install", "--namespace", Namespace,
 		// The other way of waiting, Helm 4's own, also waits for the pods of the workers to be of the newest template,
 		// which are replaced by hand only.
 		"--wait=legacy", "--timeout", installLimit.String(), "--values", l.ValuesFile(),

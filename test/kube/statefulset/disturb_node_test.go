@@ -3,6 +3,8 @@ package statefulset_test
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -33,6 +35,12 @@ func TestNodePluginRestarts(t *testing.T) {
 		{"the chart is upgraded with another value", func(s *story) {
 			s.must(s.lab.Upgrade(s.Context(), map[string]any{"node": map[string]any{"maxVolumes": 100}}))
 		}},
+		{"the chart and the driver are upgraded to another version", func(s *story) {
+			s.must(s.lab.UpgradeTo(s.Context(), nextVersion))
+			s.ofVersion("node", nextVersion)
+			s.ofVersion("controller", nextVersion)
+		}},
+		{"and back", func(s *story) { s.must(s.lab.Upgrade(s.Context(), nil)) }},
 	} {
 		s.part(disturbance.title, func(s *story) {
 			before := s.driverPod("node")
@@ -46,7 +54,6 @@ func TestNodePluginRestarts(t *testing.T) {
 		})
 	}
 	s.part("then a deleted pod comes back to its log, and a new one starts", func(s *story) {
-		s.must(s.lab.Upgrade(s.Context(), nil))
 		s.kubectl("delete", "pod", "log-0", "--wait=false")
 		s.readyAnew("log-0", string(writers[0].pod.UID))
 		s.writes("log-0").goesOn(s)
@@ -54,6 +61,22 @@ func TestNodePluginRestarts(t *testing.T) {
 		s.scale("log", 3)
 		s.writes("log-2").goesOn(s)
 	})
+}
+
+// nextVersion is a version of chart and driver that comes after any that the tree has.
+const nextVersion = "1000.0.0"
+
+// ofVersion wants the driver in the pods of a component to be of a version.
+func (s *story) ofVersion(component, version string) {
+	s.Helper()
+	pods, err := s.driverPods(s.Context(), component)
+	s.must(err)
+	for _, pod := range pods {
+		of := func(c corev1.Container) bool { return strings.HasSuffix(c.Image, "rbd-csi:"+version) }
+		if pod.DeletionTimestamp == nil && !slices.ContainsFunc(pod.Spec.Containers, of) {
+			s.Errorf("%s: got no container of version %s, want one", pod.Name, version)
+		}
+	}
 }
 
 // TestKubeletRestarts stops the kubelet under a pod that writes.
