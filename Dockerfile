@@ -22,7 +22,7 @@ RUN go=$(command -v go || echo golang-go) && \
     apt-get -q update && \
     apt-get -q install -y --no-install-recommends \
       ca-certificates gcc libc6-dev librados-dev librbd-dev make \
-      e2fsprogs kmod mount util-linux xfsprogs $(test -x "$go" || echo "$go")
+      e2fsprogs kmod mount rbd-nbd util-linux xfsprogs $(test -x "$go" || echo "$go")
 WORKDIR /src
 COPY . .
 ARG VERSION=unknown

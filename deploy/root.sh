@@ -13,8 +13,8 @@ shift
 # What the node service calls. xfs_scrub is left out: it alone wants ICU and Python (50 MB).
 filesystems='mkfs.ext4 mke2fs e2fsck fsck.ext4 resize2fs tune2fs dumpe2fs mkfs.xfs xfs_repair xfs_growfs xfs_admin
   xfs_db xfs_io fsck.xfs fsck blkid mount umount unlink rmdir realpath stat dd findmnt losetup blockdev fsfreeze fstrim wipefs'
-# What loads the kernel's modules of the mappers.
-modules='modprobe'
+# What the mappers call: krbd and nbd want modules of the kernel, and nbd is rbd-nbd.
+mappers='modprobe rbd-nbd'
 # What an operator looks around with in `kubectl exec`.
 operators='sh ls cat cp mv rm mkdir ln readlink df du sync head tail wc sort cut tr tee touch chmod
   sha256sum sleep date id env uname timeout printf test true false grep sed find lsblk mountpoint dmesg nsenter'
@@ -58,14 +58,14 @@ for link in bin sbin lib lib64; do
 done
 
 programs=
-for tool in $filesystems $modules $operators; do
+for tool in $filesystems $mappers $operators; do
   path=$(command -v "$tool" || true)
   # What the shell has built in is printed without a path.
   [ -n "${path##/*}" ] && path=$(PATH=/usr/bin:/bin; which "$tool" 2>/dev/null || true)
   [ -n "$path" ] || continue
   programs="$programs $path"
 done
-for tool in $filesystems $modules; do
+for tool in $filesystems $mappers; do
   case " $programs " in *"/$tool "*) ;; *) echo "root.sh: $tool is not installed" >&2; exit 1 ;; esac
 done
 # shellcheck disable=SC2086

@@ -17,7 +17,7 @@ cluster=(ceph-mon ceph-mgr ceph-osd ceph-common)
 node=(e2fsprogs xfsprogs util-linux mount fuse3 kmod)
 image=(debootstrap buildah ca-certificates make git)
 # The kernel itself, and a libc for it, test/kernel/fetch.sh fetches from a newer Debian. rbd-nbd is what the mapper nbd runs.
-kernel=(iproute2 kmod patchelf rbd-nbd)
+kernel=(dmsetup iproute2 kmod patchelf rbd-nbd)
 kube=(containerd runc containernetworking-plugins iptables iproute2)
 
 say() { printf 'setup: %s\n' "$*"; }

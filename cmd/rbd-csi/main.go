@@ -39,7 +39,7 @@ func root() *cobra.Command {
 	logging := flag.NewFlagSet("logging", flag.ContinueOnError)
 	klog.InitFlags(logging)
 	command.PersistentFlags().AddGoFlag(logging.Lookup("v"))
-	command.AddCommand(controllerCommand(), nodeCommand(), workersCommand(), fuseCommand(), krbdCommand(), versionCommand())
+	command.AddCommand(controllerCommand(), nodeCommand(), workersCommand(), fuseCommand(), krbdCommand(), nbdCommand(), versionCommand())
 	return command
 }
 

@@ -15,7 +15,9 @@ import (
 	"github.com/rbd-csi/rbd-csi/pkg/mapper/fuse"
 	"github.com/rbd-csi/rbd-csi/pkg/mapper/fuse/launcher"
 	"github.com/rbd-csi/rbd-csi/pkg/mapper/krbd"
+	"github.com/rbd-csi/rbd-csi/pkg/mapper/nbd"
 	"github.com/rbd-csi/rbd-csi/pkg/node"
+	"github.com/rbd-csi/rbd-csi/pkg/rbd"
 	"github.com/rbd-csi/rbd-csi/pkg/registrar"
 	"github.com/rbd-csi/rbd-csi/pkg/server"
 	"github.com/rbd-csi/rbd-csi/pkg/volid"
@@ -53,8 +55,8 @@ func nodeCommand() *cobra.Command {
 	flags.StringVar(&f.kubeletSock, "kubelet-endpoint", "", "path of the CSI socket as kubelet sees it; empty: as in --endpoint")
 	flags.StringToStringVar(&f.segments, "topology", nil, "where this node is, as KEY=VALUE,...; CSIStorageCapacity wants some key, the same on all nodes")
 	flags.BoolVar(&f.loadModules, "load-modules", false, "load the kernel's modules rbd and nbd with modprobe, which needs the host's /lib/modules")
-	flags.StringVar(&f.runDirectory, "run-directory", fuse.DefaultDirectory, "directory for the mappings of the fuse mapper, and for locks, on a tmpfs")
-	flags.StringVar(&f.workers, "workers", "", "socket of rbd-csi workers, which starts the workers of the fuse mapper; empty: they are this process's children, and die with its container")
+	flags.StringVar(&f.runDirectory, "run-directory", fuse.DefaultDirectory, "directory for the mappings of the mappers fuse and nbd, and for locks, on a tmpfs")
+	flags.StringVar(&f.workers, "workers", "", "socket of rbd-csi workers, which starts the workers of the mappers fuse and nbd; empty: they are this process's children, and die with its container")
 	return command
 }
 
@@ -81,7 +83,7 @@ func runNode(ctx context.Context, f nodeFlags) error {
 		Boot:     boot,
 		Clusters: clusters,
 		Access:   directory.Access,
-		Mappers:  f.mappers(),
+		Mappers:  f.mappers(clusters),
 		Files:    linux.New(linux.Options{}),
 	})
 	service := &node.Service{Host: volumes, Node: id, MostVolumes: f.mostVolumes, Segments: f.segments}
@@ -89,12 +91,13 @@ func runNode(ctx context.Context, f nodeFlags) error {
 }
 
 // mappers returns the ways to map, in the order in which a class with "mapper: auto" tries them.
-func (f nodeFlags) mappers() []mapper.Mapper {
+func (f nodeFlags) mappers(clusters rbd.Clusters) []mapper.Mapper {
 	return []mapper.Mapper{
 		krbd.New(krbd.Options{
 			Directory: filepath.Join(f.runDirectory, krbd.Name),
 			Start:     krbd.Command(selfPath, writerArgument),
 		}),
+		nbd.New(f.nbdOptions(clusters)),
 		fuse.New(f.fuseOptions()),
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rbd-csi/rbd-csi/pkg/mapper/fuse/launcher"
+	"github.com/rbd-csi/rbd-csi/pkg/mapper/nbd"
 	"github.com/rbd-csi/rbd-csi/pkg/server"
 )
 
@@ -20,8 +21,8 @@ func workersCommand() *cobra.Command {
 	var f workersFlags
 	command := &cobra.Command{
 		Use:   "workers",
-		Short: "Start the workers of the fuse mapper for rbd-csi node --workers",
-		Long: "Start the workers of the fuse mapper for rbd-csi node --workers, as children of this process.\n\n" +
+		Short: "Start the workers of the mappers fuse and nbd for rbd-csi node --workers",
+		Long: "Start the workers of the mappers fuse and nbd for rbd-csi node --workers, as children of this process.\n\n" +
 			"In Kubernetes it is a pod of its own on each node, which is not restarted with the node\n" +
 			"plug-in: when it is killed, all devices that its workers serve are lost. Told to end (SIGTERM)\n" +
 			"it starts no more workers and waits until the last one has ended, as when a node is drained.\n\n" +
@@ -44,7 +45,7 @@ func runWorkers(ctx context.Context, f workersFlags) error {
 	if err != nil {
 		return err
 	}
-	workers := launcher.New(launcher.Options{Path: selfPath, Arguments: []string{workerArgument}, Version: version})
+	workers := launcher.New(launcher.Options{Path: selfPath, Arguments: []string{workerArgument}, Others: []string{nbd.Name}, Version: version})
 	parts := []part{{"workers", func(ctx context.Context) error { return workers.Serve(ctx, listener) }}}
 	if f.http != "" {
 		health := server.Health{Live: launcher.Dial(f.socket).Ping, Timeout: 5 * time.Second}

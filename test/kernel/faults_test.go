@@ -1,11 +1,13 @@
 package kernel
 
 import (
+	"bufio"
 	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -48,6 +50,9 @@ func TestKRBDFaults(t *testing.T) {
 		{"one that is fenced leaves the others alone", fencedAlone},
 		{"a plain file at the device's path is told", plainFile},
 		{"an image held exclusively is in use", heldExclusively},
+		{"a mount of another namespace is told", mountedElsewhere},
+		{"a device on top is named", heldByAnotherDevice},
+		{"no module is told", noModuleOfRBD},
 	} {
 		t.Run(one.name, func(t *testing.T) {
 			t.Cleanup(func() { nothingMapped(t) })
@@ -279,4 +284,44 @@ func heldExclusively(t *testing.T, b *bench) {
 	if got := <-work.Results; got.Errno != unix.EROFS {
 		t.Errorf("a second mapping: got %+v, want EROFS", got)
 	}
+}
+
+// mountedElsewhere mounts where this process cannot see it, as a pod's mount namespace does.
+func mountedElsewhere(t *testing.T, b *bench) {
+	device := b.mapped(t, b.image(t, 64*mebibyte))
+	must(t, run("mkfs.ext4", "-q", device.Path))
+	holder := exec.Command("unshare", "-m", "sh", "-ec", `mount "$1" /mnt; echo mounted; read end`, "sh", device.Path)
+	input, err := holder.StdinPipe()
+	must(t, err)
+	output, err := holder.StdoutPipe()
+	must(t, err)
+	must(t, holder.Start())
+	_, err = bufio.NewReader(output).ReadString('\n')
+	must(t, err)
+	told(t, b.mapper().Unmap(t.Context(), device), fault.InUse, device.Path, "a mount of another mount namespace")
+	must(t, input.Close())
+	_ = holder.Wait() // read ends with an error
+}
+
+// heldByAnotherDevice puts a device of the device mapper on top, as LVM and multipath do.
+func heldByAnotherDevice(t *testing.T, b *bench) {
+	if _, err := exec.LookPath("dmsetup"); err != nil {
+		t.Skip("dmsetup is not installed (test/setup.sh kernel)")
+	}
+	device := b.mapped(t, b.image(t, 8*mebibyte))
+	must(t, run("modprobe", "dm-mod"))
+	must(t, run("dmsetup", "create", "--noudevsync", "vg-lv", "--table", "0 16384 linear "+device.Path+" 0"))
+	err := b.mapper().Unmap(t.Context(), device)
+	must(t, run("dmsetup", "remove", "--noudevsync", "vg-lv"))
+	told(t, err, fault.InUse, device.Path, "dm-", "vg-lv")
+}
+
+func noModuleOfRBD(t *testing.T, b *bench) {
+	request := b.image(t, 8*mebibyte)
+	must(t, run("rmmod", "rbd"))
+	told(t, b.mapper().Check(t.Context()), fault.Unsupported, "modprobe rbd")
+	_, err := b.mapper().Map(t.Context(), request)
+	must(t, run("modprobe", "rbd"))
+	told(t, err, fault.Unsupported, "modprobe rbd")
+	b.mapped(t, request)
 }

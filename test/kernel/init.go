@@ -26,7 +26,7 @@ func runInit() error {
 		func() error { return layRoot(modules) },
 		func() error { return linkModules(modules) },
 		func() error { return setUpNetwork(address) },
-		func() error { return run("modprobe", "rbd") },
+		func() error { return run("modprobe", "-a", "rbd", "nbd") },
 		func() error { return startAgent(address) },
 	} {
 		if err := step(); err != nil {

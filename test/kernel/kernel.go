@@ -1,4 +1,4 @@
-// Package kernel tests the ways of mapping that need a kernel with rbd in a small kernel
+// Package kernel tests the ways of mapping that need a kernel with rbd or nbd in a small kernel
 // of its own, which this machine's need not have: User-Mode Linux, from Debian's packages (see
 // fetch.sh). It runs as an ordinary program, without virtualisation, and is up in seconds.
 //

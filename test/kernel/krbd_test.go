@@ -17,6 +17,7 @@ import (
 	"github.com/rbd-csi/rbd-csi/pkg/mapper"
 	"github.com/rbd-csi/rbd-csi/pkg/mapper/krbd"
 	"github.com/rbd-csi/rbd-csi/pkg/mapper/mappertest"
+	"github.com/rbd-csi/rbd-csi/pkg/mapper/nbd"
 	"github.com/rbd-csi/rbd-csi/pkg/params"
 	"github.com/rbd-csi/rbd-csi/pkg/volid"
 	"github.com/rbd-csi/rbd-csi/test/ceph"
@@ -28,6 +29,9 @@ const writerArgument = "krbd-writer"
 func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && os.Args[1] == writerArgument {
 		os.Exit(fail(krbd.Serve(os.Stdin, os.Stdout)))
+	}
+	if len(os.Args) == 2 && os.Args[1] == workerArgument {
+		os.Exit(fail(nbd.Serve(os.Stdin, os.Stdout)))
 	}
 	os.Exit(Main(m))
 }

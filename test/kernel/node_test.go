@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -58,6 +60,9 @@ func newPlant(t *testing.T, mapper string, guests int, flags ...string) *plant {
 		g, err := Boot(t.Context(), GuestOptions{Number: number, Folder: c.Dir()})
 		must(t, err)
 		p.guests = append(p.guests, g)
+		if slices.Contains(flags, workersSocket) {
+			startWorkers(t, g, binary)
+		}
 		t.Cleanup(func() { must(t, p.guests[number-1].Kill()) }) // the one that runs then
 		t.Log(g)
 		node, err := StartNode(t.Context(), g, NodeOptions{
@@ -74,6 +79,28 @@ func newPlant(t *testing.T, mapper string, guests int, flags ...string) *plant {
 		})
 	}
 	return p
+}
+
+// workersSocket is where `rbd-csi workers` listens in a guest.
+const workersSocket = "/run/workers/sock"
+
+// startWorkers runs it for as long as the guest.
+func startWorkers(t *testing.T, g *Guest, binary string) {
+	t.Helper()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- g.Run(context.WithoutCancel(t.Context()), io.Discard, Command{Arguments: []string{binary, "workers", "--socket", workersSocket}})
+	}()
+	for {
+		if _, err := g.Output(t.Context(), "test", "-S", workersSocket); err == nil {
+			return
+		}
+		select {
+		case err := <-ended:
+			t.Fatalf("rbd-csi workers: got %v, want that it runs", err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // shell runs a script in a guest, with arguments from $1 on, and returns what it prints.
@@ -231,6 +258,12 @@ func (v *volume) wantSize(t *testing.T, n *Node, size int64) {
 	}
 }
 
+// TestNBDNode does the same with rbd-nbd, whose workers are not the plug-in's children.
+func TestNBDNode(t *testing.T) {
+	needNBD(t)
+	testNode(t, newPlant(t, "nbd", 1, "--workers", workersSocket))
+}
+
 // TestKRBDNode takes volumes through what happens in a StatefulSet's life, with krbd.
 func TestKRBDNode(t *testing.T) { testNode(t, newPlant(t, "krbd", 1)) }
 
@@ -255,6 +288,10 @@ func live(t *testing.T, p *plant, kind string) {
 	must(t, n.Start(t.Context()))
 	v.show(t, n) // once more, as kubelet does
 	v.wantMapped(t, n)
+	if p.mapper == "nbd" && kind == "ext4" {
+		n.guest.shell(t, "kill -9 $(pidof rbd-nbd)")
+		v.read(t, n)
+	}
 	if err := n.Unstage(t.Context(), v.Volume); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), n.TargetPath(v.Name)) {
 		t.Errorf("unstage while it is published: got %v, want FailedPrecondition and the target path", err)
 	}

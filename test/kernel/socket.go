@@ -58,6 +58,9 @@ func (g *Guest) connect(ctx context.Context, socket string) (net.Conn, io.Reader
 	if err == nil {
 		answer, err = http.ReadResponse(reader, nil)
 	}
+	if err == nil {
+		_ = answer.Body.Close() // it has none: what follows is the socket's
+	}
 	if err == nil && answer.StatusCode != http.StatusSwitchingProtocols {
 		err = fmt.Errorf("connect with %s in guest %d: %s", socket, g.number, answer.Status)
 	}

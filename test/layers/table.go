@@ -30,6 +30,7 @@ pkg/mapper/fuse               | cluster fault mapper params step volid          
 pkg/mapper/fuse/launcher      | fault mapper/fuse                                            | klog sys                                | mapper params volid
 pkg/mapper/fuse/worker        | fault mapper/fuse                                            | C go-ceph go-fuse klog sys              | mapper params test/ceph volid
 pkg/mapper/krbd               | cluster fault mapper params volid                            | klog mountinfo sys                      | mapper/mappertest
+pkg/mapper/nbd                | cluster fault mapper params volid                            | klog sys                                | mapper/mappertest
 pkg/filesystem/filesystemtest | fault filesystem                                             |                                         |
 pkg/filesystem/linux          | fault filesystem step                                        | klog mountinfo sys                      | filesystem/filesystemtest go-fuse
 
@@ -61,7 +62,7 @@ test/docs                     |                                                 
 test/subcommand               | fault                                                        |                                         |
 test/ceph                     | fault                                                        | sys                                     |
 test/ceph/cmd/ceph-folder     | fault test/ceph test/subcommand                              |                                         |
-test/kernel                   | fault test/ceph test/driver                                  | sys                                     | cluster csi codes mapper mapper/krbd mapper/mappertest params test/sanity/conformance volid
+test/kernel                   | fault test/ceph test/driver                                  | sys                                     | cluster csi codes mapper mapper/krbd mapper/mappertest mapper/nbd params test/sanity/conformance volid
 test/driver                   |                                                              | csi grpc codes mountinfo sys            |
 test/memory                   | *                                                            | klog                                    | csi grpc protobuf
 test/badinput                 | rbd volid                                                    | csi grpc codes                          | test/memory

@@ -42,23 +42,40 @@ func Command(path string, arguments ...string) Launch {
 // started it tells nothing.
 func Watched(ended func(how string), path string, arguments ...string) Launch {
 	return func(ctx context.Context, order Order) error {
-		process, err := start(path, arguments, order, ended)
-		if err != nil {
-			return fmt.Errorf("start worker: %w: %w", fault.Unavailable, err)
+		var input bytes.Buffer
+		if err := order.Send(&input); err != nil {
+			return fmt.Errorf("start worker: %w", err)
 		}
-		defer func() { _ = process.answers.Close() }()
-		answer := make(chan error, 1)
-		go func() { answer <- ReceiveAnswer(process.answers) }()
-		select {
-		case err = <-answer:
-		case <-ctx.Done():
-			err = process.hangUp(ctx, answer)
-		}
-		if err == nil {
-			return nil
-		}
-		return process.end(ctx, err)
+		return Start(ctx, Program{Path: path, Arguments: arguments, Secret: order.Credentials.Key.Reveal()}, input.Bytes(), ended)
 	}
+}
+
+// A Program is a worker's, of this mapper or another one whose workers answer as these do.
+type Program struct {
+	Path      string
+	Arguments []string
+	Secret    string // is left out of errors; empty: there is none
+}
+
+// Start starts a worker with its order as input, and returns when it serves, or its error; see
+// [Watched].
+func Start(ctx context.Context, program Program, input []byte, ended func(how string)) error {
+	process, err := start(program, input, ended)
+	if err != nil {
+		return fmt.Errorf("start worker: %w: %w", fault.Unavailable, err)
+	}
+	defer func() { _ = process.answers.Close() }()
+	answer := make(chan error, 1)
+	go func() { answer <- ReceiveAnswer(process.answers) }()
+	select {
+	case err = <-answer:
+	case <-ctx.Done():
+		err = process.hangUp(ctx, answer)
+	}
+	if err == nil {
+		return nil
+	}
+	return process.end(ctx, err)
 }
 
 // environment of a worker. glibc would make eight arenas for each processor, and librbd's
@@ -74,25 +91,21 @@ type process struct {
 	secret  string
 }
 
-func start(path string, arguments []string, order Order, ended func(how string)) (*process, error) {
-	var input bytes.Buffer
-	if err := order.Send(&input); err != nil {
-		return nil, err
-	}
+func start(program Program, input []byte, ended func(how string)) (*process, error) {
 	answers, output, err := answerSockets()
 	if err != nil {
 		return nil, err
 	}
 	p := &process{
-		command: exec.Command(path, arguments...),
+		command: exec.Command(program.Path, program.Arguments...),
 		answers: answers,
 		errors:  &tail{},
 		ended:   make(chan struct{}),
-		secret:  order.Credentials.Key.Reveal(),
+		secret:  program.Secret,
 	}
 	p.command.Dir = "/"
 	p.command.Env = environment
-	p.command.Stdin, p.command.Stdout, p.command.Stderr = &input, output, p.errors
+	p.command.Stdin, p.command.Stdout, p.command.Stderr = bytes.NewReader(input), output, p.errors
 	p.command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = startAsIOFlusher(p.command)
 	_ = output.Close()

@@ -89,7 +89,7 @@ func TestCommandGivesUpBeforeTheAnswer(t *testing.T) {
 
 // An answer that was given before the launcher gives up is not lost: somebody may use the device.
 func TestHangUpAfterTheAnswer(t *testing.T) {
-	p, err := start("/bin/sh", []string{"-c", `echo '{}'`}, Order{}, func(string) {})
+	p, err := start(Program{Path: "/bin/sh", Arguments: []string{"-c", `echo '{}'`}}, nil, func(string) {})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -31,6 +31,16 @@ func (c Client) Launch(ctx context.Context, order fuse.Order) error {
 	return c.ask(ctx, request{Ask: askLaunch, Order: text.Bytes()})
 }
 
+// Start starts a worker of another mapper, with its order as input. Errors are those of Launch.
+func (c Client) Start(ctx context.Context, worker Worker, order []byte) error {
+	return c.ask(ctx, request{Ask: askStart, Worker: &worker, Order: order})
+}
+
+// Starts returns nil if the server starts workers of another mapper, and fault.Unsupported if it is too old.
+func (c Client) Starts(ctx context.Context, mapper string) error {
+	return c.ask(ctx, request{Ask: askStart, Worker: &Worker{Mapper: mapper}})
+}
+
 // Kill is the Kill of [fuse.Options]: it ends the worker of a mapping's folder at once.
 func (c Client) Kill(ctx context.Context, directory string) error {
 	return c.ask(ctx, request{Ask: askKill, Directory: directory})

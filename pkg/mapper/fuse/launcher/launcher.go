@@ -1,4 +1,4 @@
-// Package launcher starts the workers of package fuse in another process, which lives on when
+// Package launcher starts the workers of package fuse, and of mappers like it, in another process, which lives on when
 // the driver's is replaced.
 //
 // In Kubernetes a worker that is a child of the node plug-in dies with the node plug-in's
@@ -36,7 +36,7 @@ const DefaultSocket = "/run/rbd-csi/workers.sock"
 // protocol is what this version speaks. A request says which one it needs, and a
 // reply which one the server speaks.
 //
-//	1  launch, kill, ping
+//	1  launch, kill, ping; and start, which the first versions refuse because they do not know it
 const protocol = 1
 
 // What can be asked for.
@@ -44,13 +44,22 @@ const (
 	askLaunch = "launch" // Order: start a worker and wait until it serves
 	askKill   = "kill"   // Directory: end the worker of this mapping
 	askPing   = "ping"   // nothing: answer
+	askStart  = "start"  // Worker, Order: start a worker of another mapper and wait until it serves; no Order: could you?
 )
 
 type request struct {
 	Protocol  int
 	Ask       string
-	Order     json.RawMessage `json:",omitempty"` // of fuse.Order.Send; it holds a key
+	Order     json.RawMessage `json:",omitempty"` // as the worker reads it; it holds a key
 	Directory string          `json:",omitempty"`
+	Worker    *Worker         `json:",omitempty"`
+}
+
+// A Worker is one of another mapper, whose workers answer as those of package fuse do.
+type Worker struct {
+	Mapper    string // its name, which is also the worker's argument
+	Image     string // for the log
+	Directory string // the mapping's folder
 }
 
 type reply struct {

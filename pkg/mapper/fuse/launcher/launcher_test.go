@@ -207,6 +207,26 @@ func (l *lab) logged(t *testing.T, want string) {
 	}
 }
 
+// Workers of other mappers are started too, with their orders as they came, if the server knows the mapper.
+func TestOthers(t *testing.T) {
+	l := start(t, "")
+	script := filepath.Join(l.directory, "worker")
+	text := "#!/bin/sh\ncat >" + l.directory + "/order\nprintf '{\"Kind\":\"not found\",\"Error\":\"%s says so\"}' \"$1\"\nexit 1\n"
+	if err := os.WriteFile(script, []byte(text), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l.options.Path, l.options.Others = script, []string{"nbd"}
+	if err := l.Starts(t.Context(), "nbd"); err != nil {
+		t.Errorf("Starts: got %v, want no error", err)
+	}
+	kind(t, "Starts of a mapper that is not known", l.Starts(t.Context(), "other"), fault.Unsupported, "older than the node plug-in")
+	worker := Worker{Mapper: "nbd", Image: "a:rbd/pvc-1", Directory: l.directory}
+	kind(t, "Start", l.Client.Start(t.Context(), worker, []byte(`{"some":"order"}`)), fault.NotFound, "nbd says so")
+	if got, err := os.ReadFile(filepath.Join(l.directory, "order")); string(got) != `{"some":"order"}` {
+		t.Errorf("order: got %s, %v, want it as it was sent", got, err)
+	}
+}
+
 // The worker of a caller that leaves before it has its answer is ended.
 func TestCallerLeaves(t *testing.T) {
 	t.Run("its time is up", func(t *testing.T) {

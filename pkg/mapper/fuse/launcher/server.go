@@ -23,6 +23,8 @@ type Options struct {
 	// Path and Arguments are the program that is a worker, as for [fuse.Command].
 	Path      string
 	Arguments []string
+	// Others are the mappers whose workers may be started too, with the mapper's name as argument.
+	Others []string
 	// Version is logged, and told to callers that are refused for their protocol.
 	Version string
 }
@@ -197,7 +199,16 @@ func (s *Server) do(ctx context.Context, asked request) error {
 		if err != nil {
 			return err
 		}
-		return s.launch(ctx, order)
+		program := fuse.Program{Path: s.options.Path, Arguments: s.options.Arguments, Secret: order.Credentials.Key.Reveal()}
+		return s.start(ctx, Worker{Mapper: "fuse", Image: order.Target.Image.String(), Directory: order.Directory}, program, asked.Order)
+	case askStart:
+		if asked.Worker == nil || !slices.Contains(s.options.Others, asked.Worker.Mapper) {
+			break
+		}
+		if len(asked.Order) == 0 {
+			return nil
+		}
+		return s.start(ctx, *asked.Worker, fuse.Program{Path: s.options.Path, Arguments: []string{asked.Worker.Mapper}}, asked.Order)
 	}
 	return s.tooOld(fmt.Sprintf("does not know the request %q", asked.Ask))
 }
@@ -208,14 +219,14 @@ func (s *Server) tooOld(why string) error {
 		"drain the node and delete the pod, so that it is made anew: %w", s.options.Version, why, fault.Unsupported)
 }
 
-// launch starts a worker; see [fuse.Launch].
-func (s *Server) launch(ctx context.Context, order fuse.Order) error {
-	log := klog.FromContext(ctx).WithValues("image", order.Target.Image.String(), "directory", order.Directory)
-	if _, err := os.Stat(order.Directory); err != nil {
+// start starts a worker; see [fuse.Start].
+func (s *Server) start(ctx context.Context, wanted Worker, program fuse.Program, order []byte) error {
+	log := klog.FromContext(ctx).WithValues("mapper", wanted.Mapper, "image", wanted.Image, "directory", wanted.Directory)
+	if _, err := os.Stat(wanted.Directory); err != nil {
 		return fmt.Errorf("the pod rbd-csi-workers does not see the mapping's folder: mount the directory of mappings at the same "+
 			"path in both pods, with Bidirectional propagation: %w: %w", fault.Unsupported, err)
 	}
-	one := &worker{image: order.Target.Image.String()}
+	one := &worker{image: wanted.Image}
 	if err := s.begin(one); err != nil {
 		return err
 	}
@@ -226,7 +237,7 @@ func (s *Server) launch(ctx context.Context, order fuse.Order) error {
 		}
 		log.V(2).Info("Worker ended", "how", how)
 	}
-	if err := fuse.Watched(ended, s.options.Path, s.options.Arguments...)(ctx, order); err != nil {
+	if err := fuse.Start(ctx, program, order, ended); err != nil {
 		s.end(one) // for one that could not be started
 		return err
 	}
