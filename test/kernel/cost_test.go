@@ -1,14 +1,18 @@
 package kernel
 
 import (
+	"bytes"
 	"encoding/base64"
-	"fmt"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rbd-csi/rbd-csi/pkg/mapper"
 )
 
 // rounds is how often a cost is measured; the least of them counts.
@@ -49,27 +53,13 @@ func (b *bench) ourCost(t *testing.T) (mapping, unmapping time.Duration) {
 // bareCost writes the same line from this process.
 func (b *bench) bareCost(t *testing.T) (mapping, unmapping time.Duration) {
 	t.Helper()
-	request := b.image(t, 64*mebibyte)
-	device := b.mapped(t, request)
-	line, err := os.ReadFile("/sys/bus/rbd/devices/" + strings.TrimPrefix(device.Path, "/dev/rbd") + "/config_info")
-	must(t, err)
-	must(t, b.mapper().Unmap(t.Context(), device))
-	_, name, _ := strings.Cut(string(line), "key=")
-	name, _, _ = strings.Cut(name, ",")
-	key, err := base64.StdEncoding.DecodeString(b.access.Key.Reveal())
-	must(t, err)
-	id, err := unix.AddKey("ceph", name, key, unix.KEY_SPEC_USER_SESSION_KEYRING)
-	must(t, err)
-	defer func() {
-		_, err := unix.KeyctlInt(unix.KEYCTL_UNLINK, id, unix.KEY_SPEC_USER_SESSION_KEYRING, 0, 0)
-		must(t, err)
-	}()
+	bare := b.bare(t, b.image(t, 64*mebibyte))
 	for i := range rounds {
 		begun := time.Now()
-		must(t, os.WriteFile("/sys/bus/rbd/add_single_major", []byte(strings.TrimSpace(string(line))), 0))
+		must(t, bare.mapNow())
 		mapping = least(i, mapping, time.Since(begun))
 		begun = time.Now()
-		must(t, os.WriteFile("/sys/bus/rbd/remove_single_major", fmt.Append(nil, strings.TrimPrefix(device.Path, "/dev/rbd")), 0))
+		must(t, bare.unmapNow())
 		unmapping = least(i, unmapping, time.Since(begun))
 	}
 	return mapping, unmapping
@@ -80,4 +70,127 @@ func least(round int, known, another time.Duration) time.Duration {
 		return another.Round(time.Millisecond / 10)
 	}
 	return known
+}
+
+// stages is how often a stage is measured; the median counts.
+const stages = 7
+
+// TestStageCost measures what a stage with krbd costs beside the bare sequence in the same guest: a
+// write to sysfs, mkfs with the same options, and mount; and what it costs to stage a formatted volume
+// again, beside a write and mount. It is told and not judged: a guest's system calls are many times
+// as dear as those of a real machine, and a stage has more of them.
+func TestStageCost(t *testing.T) {
+	if InGuest() {
+		t.Run("bare", func(t *testing.T) { newBench(t).bareStages(t) })
+		return
+	}
+	p := newPlant(t, "krbd", 1)
+	server, environment, err := ServeCluster(p.ceph)
+	must(t, err)
+	t.Cleanup(func() { _ = server.Close() })
+	fresh, again := p.ourStages(t)
+	self, err := os.Executable()
+	must(t, err)
+	var said bytes.Buffer
+	err = p.guests[0].Run(t.Context(), &said, Command{
+		Arguments: []string{self, "-test.run", "^TestStageCost$", "-test.v"}, Environment: environment,
+	})
+	if err != nil {
+		t.Fatalf("%v: %s", err, said.String())
+	}
+	match := bareLine.FindStringSubmatch(said.String())
+	if match == nil {
+		t.Fatalf("bare: got %s, want two durations", said.String())
+	}
+	bareFresh, err := time.ParseDuration(match[1])
+	must(t, err)
+	bareAgain, err := time.ParseDuration(match[2])
+	must(t, err)
+	t.Logf("stage of a fresh volume %s, bare %s, ratio %.2f; stage again %s, bare %s, ratio %.2f",
+		fresh, bareFresh, fresh.Seconds()/bareFresh.Seconds(), again, bareAgain, again.Seconds()/bareAgain.Seconds())
+}
+
+var bareLine = regexp.MustCompile(`bare fresh (\S+), again (\S+)`)
+
+func (p *plant) ourStages(t *testing.T) (fresh, again time.Duration) {
+	t.Helper()
+	n := p.nodes[0]
+	var freshes, agains []time.Duration
+	for range stages {
+		v := p.made(t, "ext4", nil)
+		v.attach(t, n)
+		must(t, folders{n.guest}.MkdirAll(t.Context(), n.StagingPath(v.Volume)))
+		for _, times := range []*[]time.Duration{&freshes, &agains} {
+			begun := time.Now()
+			must(t, n.Stage(t.Context(), v.Volume, v.attached))
+			*times = append(*times, time.Since(begun))
+			must(t, n.Unstage(t.Context(), v.Volume))
+		}
+	}
+	return median(freshes), median(agains)
+}
+
+// mkfsArguments are those that the driver gives for a fresh volume.
+var mkfsArguments = []string{
+	"-q", "-b", "4096", "-m", "0", "-e", "remount-ro",
+	"-O", "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum,metadata_csum_seed",
+	"-E", "nodiscard,assume_storage_prezeroed=1", "-U", "8c0b9e4a-7b5e-4b0e-9d7e-0d9d5c1a2b3c",
+}
+
+func (b *bench) bareStages(t *testing.T) {
+	t.Helper()
+	at := t.TempDir()
+	var freshes, agains []time.Duration
+	for range stages {
+		bare := b.bare(t, b.image(t, gibibyte))
+		for _, times := range []*[]time.Duration{&freshes, &agains} {
+			begun := time.Now()
+			must(t, bare.mapNow())
+			if times == &freshes {
+				must(t, run("mkfs.ext4", append(slices.Clone(mkfsArguments), bare.path)...))
+			}
+			must(t, unix.Mount(bare.path, at, "ext4", 0, ""))
+			*times = append(*times, time.Since(begun))
+			must(t, unix.Unmount(at, 0))
+			must(t, bare.unmapNow())
+		}
+	}
+	t.Logf("bare fresh %s, again %s", median(freshes), median(agains))
+}
+
+// A bareMapping is mapped and unmapped by two writes of this process.
+type bareMapping struct{ line, number, path string }
+
+// bare returns one for an image, as the driver would map it.
+func (b *bench) bare(t *testing.T, request mapper.Request) bareMapping {
+	t.Helper()
+	device := b.mapped(t, request)
+	number := strings.TrimPrefix(device.Path, "/dev/rbd")
+	line, err := os.ReadFile("/sys/bus/rbd/devices/" + number + "/config_info")
+	must(t, err)
+	must(t, b.mapper().Unmap(t.Context(), device))
+	_, name, _ := strings.Cut(string(line), "key=")
+	name, _, _ = strings.Cut(name, ",")
+	key, err := base64.StdEncoding.DecodeString(b.access.Key.Reveal())
+	must(t, err)
+	id, err := unix.AddKey("ceph", name, key, unix.KEY_SPEC_USER_SESSION_KEYRING)
+	must(t, err)
+	t.Cleanup(func() {
+		_, err := unix.KeyctlInt(unix.KEYCTL_UNLINK, id, unix.KEY_SPEC_USER_SESSION_KEYRING, 0, 0)
+		must(t, err)
+	})
+	return bareMapping{line: strings.TrimSpace(string(line)), number: number, path: device.Path}
+}
+
+func (m bareMapping) mapNow() error {
+	return os.WriteFile("/sys/bus/rbd/add_single_major", []byte(m.line), 0)
+}
+
+func (m bareMapping) unmapNow() error {
+	return os.WriteFile("/sys/bus/rbd/remove_single_major", []byte(m.number), 0)
+}
+
+func median(times []time.Duration) time.Duration {
+	slices.Sort(times)
+	return times[len(times)/2].Round(time.Millisecond)
 }

@@ -18,9 +18,12 @@ import (
 )
 
 // Serve is the process that writes: it reads orders, carries them out at the same time and
-// tells the result of each as soon as there is one. A descriptor that it has inherited
-// stays open until it ends, and with it the lock on it.
+// tells the result of each as soon as there is one. A file that came with the orders
+// stays open until it ends, and with it the lock on it. Without any order it does nothing.
 func Serve(from io.Reader, to io.Writer) error {
+	if from = inherit(from); from == nil {
+		return nil
+	}
 	var orders []Order
 	if err := json.NewDecoder(from).Decode(&orders); err != nil {
 		// The decoder's own error could quote the input.

@@ -1,15 +1,12 @@
 package krbd
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -58,41 +55,6 @@ type Work struct {
 // Start starts a process for orders, which keeps the lock's file open until it ends; nil: there
 // is none. It is a seam for tests; the real one is that of [Command].
 type Start func(orders []Order, held *os.File) (Work, error)
-
-// Command returns a Start that runs a program, which has to call [Serve]:
-//
-//	Command("/proc/self/exe", "krbd")
-func Command(path string, arguments ...string) Start {
-	return func(orders []Order, held *os.File) (Work, error) {
-		input, err := json.Marshal(orders)
-		if err != nil {
-			return Work{}, fmt.Errorf("start a writer: %w: %w", fault.Internal, err)
-		}
-		// It is ended by Kill and not by a context, because it may outlive the request.
-		command := exec.CommandContext(context.Background(), path, arguments...)
-		command.Dir, command.Env = "/", []string{}
-		command.Stdin = bytes.NewReader(input)
-		// In a session of its own: a signal for the driver must not end a request halfway.
-		command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-		if held != nil {
-			command.ExtraFiles = []*os.File{held}
-		}
-		output, err := command.StdoutPipe()
-		if err == nil {
-			err = command.Start()
-		}
-		if err != nil {
-			return Work{}, fmt.Errorf("start a writer: %w: %w", fault.Unavailable, err)
-		}
-		results := make(chan Result, len(orders))
-		go func() {
-			receive(output, results, len(orders))
-			_ = command.Wait() // it has said what there is to say
-			close(results)
-		}()
-		return Work{Results: results, Kill: func() { _ = command.Process.Kill() }}, nil
-	}
-}
 
 func receive(from io.Reader, results chan<- Result, most int) {
 	decoder := json.NewDecoder(from)

@@ -82,6 +82,67 @@ func TestCommand(t *testing.T) {
 	}
 }
 
+// The process for the next work waits already, takes the lock as the first one did, and is replaced if it
+// was killed.
+func TestSpareWriter(t *testing.T) {
+	w := &writers{path: "/proc/self/exe", arguments: []string{writerArgument}}
+	path := filepath.Join(t.TempDir(), "lock")
+	for _, killed := range []bool{false, false, true} {
+		w.prepare()
+		spare := w.spare
+		if killed {
+			_ = spare.command.Process.Kill()
+			<-spare.ended
+		}
+		held, err := tryLock(path)
+		if err != nil || held == nil {
+			t.Fatalf("tryLock: got %v, %v, want a file", held, err)
+		}
+		fifo := filepath.Join(t.TempDir(), "fifo")
+		if err := unix.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		work, err := w.start([]Order{{Path: fifo, Text: "x"}}, held)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = held.Close()
+		if again, err := tryLock(path); again != nil || err != nil {
+			t.Errorf("tryLock while the process waits: got %v, %v, want nothing", again, err)
+		}
+		if !killed && (w.take() == spare || spare.over()) {
+			t.Error("the spare process: got another one, want it at work")
+		}
+		if content, err := os.ReadFile(fifo); string(content) != "x" || err != nil {
+			t.Errorf("written: got %q, %v, want x", content, err)
+		}
+		if result := <-work.Results; result.Errno != 0 {
+			t.Errorf("result: got %+v, want none", result)
+		}
+		if _, more := <-work.Results; more {
+			t.Error("results: got a second one, want their end")
+		}
+	}
+	// Nothing is left when this process lets go of the last one.
+	w.prepare()
+	spare := w.take()
+	_ = spare.socket.Close()
+	select {
+	case <-spare.ended:
+	case <-time.After(30 * time.Second):
+		t.Error("the spare process: got no end of it for 30 s")
+	}
+}
+
+func (p *writer) over() bool {
+	select {
+	case <-p.ended:
+		return true
+	default:
+		return false
+	}
+}
+
 func TestServeRefuses(t *testing.T) {
 	var output bytes.Buffer
 	err := Serve(strings.NewReader(`[{"Key":"c2VjcmV0`), &output)

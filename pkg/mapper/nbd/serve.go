@@ -170,24 +170,22 @@ func inMemory(name string, content []byte) (*os.File, error) {
 	return file, nil
 }
 
-// Lines of rbd-nbd's log with debug_ms=1: the client's address in front of what it sends, and the
-// header object that it watches.
-var (
-	addressLine = regexp.MustCompile(` -- (\S+:0/\d+) (?:-->|<==) `)
-	watchLine   = regexp.MustCompile(`rbd_header\.([0-9a-z]+):head \[watch watch`)
-)
+// watchLine is in rbd-nbd's log with debug_ms=1: the client's address in front of what it sends, which is
+// to watch the image's header. Lines before it can be of another client, which has only asked
+// the monitors for settings.
+var watchLine = regexp.MustCompile(` -- (\S+:0/\d+) --> .*rbd_header\.([0-9a-z]+):head \[watch watch`)
 
 // identify finds out which client rbd-nbd is and which image it has opened, from what it logs when it
 // is told to log its messages; and then it is told not to any more.
 func (w *worker) identify(ctx context.Context) error {
-	var address, watched [][]byte
+	var watch [][]byte
 	err := await(ctx, "log of "+bin, func() (bool, error) {
 		log, err := os.ReadFile(w.at.file(logFile))
 		if err != nil {
 			return false, nil //nolint:nilerr // it is not there yet
 		}
-		address, watched = addressLine.FindSubmatch(log), watchLine.FindSubmatch(log)
-		return address != nil && watched != nil, nil
+		watch = watchLine.FindSubmatch(log)
+		return watch != nil, nil
 	})
 	if err != nil {
 		return err
@@ -195,10 +193,10 @@ func (w *worker) identify(ctx context.Context) error {
 	if err := quiet(ctx, w.at.file(socketFile)); err != nil {
 		return fmt.Errorf("tell %s not to log its messages: %w: %w", bin, fault.Unavailable, err)
 	}
-	if got, want := string(watched[1]), w.order.Target.ImageID; got != want {
+	if got, want := string(watch[2]), w.order.Target.ImageID; got != want {
 		return fmt.Errorf("the name is that of another image now, %s, and not of %s: %w", got, want, fault.NotFound)
 	}
-	if err := w.at.record(string(address[1])); err != nil {
+	if err := w.at.record(string(watch[1])); err != nil {
 		return fmt.Errorf("record the client: %w: %w", fault.Unavailable, err)
 	}
 	return nil
