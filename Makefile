@@ -63,7 +63,7 @@ TEST_REAL = $(INSIDE) RBD_CSI_BINARY=$(abspath $(BINARY)) \
   $(GO) test -json -count=1 -p 1 -timeout 30m -tags '$(TAG)' $(filter-out $(KERNEL),$(REAL))
 TEST_KERNEL = CGO_ENABLED=0 RBD_CSI_BINARY=$(abspath $(BINARY)) $(GO) test -json -count=1 -timeout 20m $(KERNEL)
 # What of them `make test` runs: under five minutes, with fetching the kernel.
-KERNEL_PART = ^(TestReadResults|TestKRBD|TestKRBDFaults)\$$
+KERNEL_PART = ^(TestReadResults|TestKRBD|TestKRBDFaults|TestTwoNodes)\$$
 
 .PHONY: help
 help: ## list the targets

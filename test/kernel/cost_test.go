@@ -23,7 +23,7 @@ const rounds = 20
 // those of a real machine, and the process that writes is made of them.
 func TestKRBDCost(t *testing.T) {
 	if !InGuest() {
-		g, environment := lab(t)
+		g, environment := quietLab(t)
 		inGuest(t, g, environment)
 		return
 	}
@@ -73,7 +73,7 @@ func least(round int, known, another time.Duration) time.Duration {
 }
 
 // stages is how often a stage is measured; the median counts.
-const stages = 7
+const stages = 3
 
 // TestStageCost measures what a stage with krbd costs beside the bare sequence in the same guest: a
 // write to sysfs, mkfs with the same options, and mount; and what it costs to stage a formatted volume
@@ -84,7 +84,7 @@ func TestStageCost(t *testing.T) {
 		t.Run("bare", func(t *testing.T) { newBench(t).bareStages(t) })
 		return
 	}
-	p := newPlant(t, "krbd", 1)
+	p := quietPlant(t, "krbd", 1)
 	server, environment, err := ServeCluster(p.ceph)
 	must(t, err)
 	t.Cleanup(func() { _ = server.Close() })
@@ -115,19 +115,19 @@ var bareLine = regexp.MustCompile(`bare fresh (\S+), again (\S+)`)
 func (p *plant) ourStages(t *testing.T) (fresh, again time.Duration) {
 	t.Helper()
 	n := p.nodes[0]
-	var freshes, agains []time.Duration
+	var firsts, seconds []time.Duration
 	for range stages {
 		v := p.made(t, "ext4", nil)
 		v.attach(t, n)
 		must(t, folders{n.guest}.MkdirAll(t.Context(), n.StagingPath(v.Volume)))
-		for _, times := range []*[]time.Duration{&freshes, &agains} {
+		for _, times := range []*[]time.Duration{&firsts, &seconds} {
 			begun := time.Now()
 			must(t, n.Stage(t.Context(), v.Volume, v.attached))
 			*times = append(*times, time.Since(begun))
 			must(t, n.Unstage(t.Context(), v.Volume))
 		}
 	}
-	return median(freshes), median(agains)
+	return median(firsts), median(seconds)
 }
 
 // mkfsArguments are those that the driver gives for a fresh volume.
@@ -140,13 +140,13 @@ var mkfsArguments = []string{
 func (b *bench) bareStages(t *testing.T) {
 	t.Helper()
 	at := t.TempDir()
-	var freshes, agains []time.Duration
+	var firsts, seconds []time.Duration
 	for range stages {
 		bare := b.bare(t, b.image(t, gibibyte))
-		for _, times := range []*[]time.Duration{&freshes, &agains} {
+		for _, times := range []*[]time.Duration{&firsts, &seconds} {
 			begun := time.Now()
 			must(t, bare.mapNow())
-			if times == &freshes {
+			if times == &firsts {
 				must(t, run("mkfs.ext4", append(slices.Clone(mkfsArguments), bare.path)...))
 			}
 			must(t, unix.Mount(bare.path, at, "ext4", 0, ""))
@@ -155,7 +155,7 @@ func (b *bench) bareStages(t *testing.T) {
 			must(t, bare.unmapNow())
 		}
 	}
-	t.Logf("bare fresh %s, again %s", median(freshes), median(agains))
+	t.Logf("bare fresh %s, again %s", median(firsts), median(seconds))
 }
 
 // A bareMapping is mapped and unmapped by two writes of this process.

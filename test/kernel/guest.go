@@ -24,13 +24,16 @@ type Guest struct {
 
 // GuestOptions say what guest to boot.
 type GuestOptions struct {
-	// Number is 1 to 9; each running guest has its own.
+	// Number is 1 to mostGuests; each running guest has its own.
 	Number int
 	// Memory is how much it has, as the kernel's mem=; empty: 768M.
 	Memory string
 	// Folder is where its console's output goes, the file guestN.log.
 	Folder string
 }
+
+// mostGuests is how many guests can run at once.
+const mostGuests = 9
 
 // bootTime bounds a boot. It takes 2 to 5 s on two idle cores.
 const bootTime = time.Minute

@@ -63,7 +63,11 @@ func (v *volume) afterReboot(t *testing.T, n *Node) {
 	must(t, n.guest.Kill())
 	g, err := Boot(t.Context(), GuestOptions{Number: n.guest.number, Folder: v.ceph.Dir()})
 	must(t, err)
-	v.guests[n.guest.number-1] = g
+	for i, other := range v.nodes {
+		if other == n {
+			v.guests[i] = g
+		}
+	}
 	n.On(g)
 	if again := g.shell(t, "cat /proc/sys/kernel/random/boot_id"); again == boot {
 		t.Errorf("boot ID: got %s again, want another one", again)

@@ -51,15 +51,41 @@ func needGuests(t *testing.T) {
 	}
 }
 
-// lab brings up Ceph and a guest, for one test.
+// guestNumbers holds the numbers of guests that no test has: tests run beside each other.
+var guestNumbers = func() chan int {
+	numbers := make(chan int, mostGuests)
+	for number := range mostGuests {
+		numbers <- number + 1
+	}
+	return numbers
+}()
+
+// guestNumber returns the number for a guest of a test, which it has until all later cleanups have run.
+func guestNumber(t *testing.T) int {
+	t.Helper()
+	number := <-guestNumbers
+	t.Cleanup(func() { guestNumbers <- number })
+	return number
+}
+
+// lab brings up Ceph and a guest, for one test, which runs beside others.
 func lab(t *testing.T) (g *Guest, environment []string) {
 	t.Helper()
 	needGuests(t)
+	t.Parallel()
+	return quietLab(t)
+}
+
+// quietLab is lab for a test that measures, and therefore runs alone.
+func quietLab(t *testing.T) (g *Guest, environment []string) {
+	t.Helper()
+	needGuests(t)
+	number := guestNumber(t)
 	c := ceph.ForTest(t, ceph.Options{Address: machineAddress, ProposeInterval: 50 * time.Millisecond})
 	server, environment, err := ServeCluster(c)
 	must(t, err)
 	t.Cleanup(func() { _ = server.Close() })
-	g, err = Boot(t.Context(), GuestOptions{Number: 1, Folder: c.Dir()})
+	g, err = Boot(t.Context(), GuestOptions{Number: number, Folder: c.Dir()})
 	must(t, err)
 	t.Cleanup(func() {
 		if err := g.Kill(); err != nil {

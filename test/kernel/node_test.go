@@ -37,8 +37,16 @@ type plant struct {
 	mapper     string
 }
 
-// newPlant brings up a plant whose volumes are mapped by one mapper.
+// newPlant brings up a plant whose volumes are mapped by one mapper, for a test which runs beside others.
 func newPlant(t *testing.T, mapper string, guests int, flags ...string) *plant {
+	t.Helper()
+	needGuests(t)
+	t.Parallel()
+	return quietPlant(t, mapper, guests, flags...)
+}
+
+// quietPlant is newPlant for a test that measures, and therefore runs alone.
+func quietPlant(t *testing.T, mapper string, guests int, flags ...string) *plant {
 	t.Helper()
 	needGuests(t)
 	c := ceph.ForTest(t, ceph.Options{Address: machineAddress, ProposeInterval: 50 * time.Millisecond})
@@ -56,17 +64,18 @@ func newPlant(t *testing.T, mapper string, guests int, flags ...string) *plant {
 	t.Cleanup(func() { must(t, d.Close()) })
 	p.controller, err = d.Controller(t.Context(), "controller")
 	must(t, err)
-	for number := 1; number <= guests; number++ {
+	for i := range guests {
+		number := guestNumber(t)
 		g, err := Boot(t.Context(), GuestOptions{Number: number, Folder: c.Dir()})
 		must(t, err)
 		p.guests = append(p.guests, g)
 		if slices.Contains(flags, workersSocket) {
 			startWorkers(t, g, binary)
 		}
-		t.Cleanup(func() { must(t, p.guests[number-1].Kill()) }) // the one that runs then
+		t.Cleanup(func() { must(t, p.guests[i].Kill()) }) // the one that runs then
 		t.Log(g)
 		node, err := StartNode(t.Context(), g, NodeOptions{
-			Binary: binary, Name: fmt.Sprintf("node-%d", number), Clusters: filepath.Join(folder, "clusters"),
+			Binary: binary, Name: fmt.Sprintf("node-%d", i+1), Clusters: filepath.Join(folder, "clusters"),
 			Folder: filepath.Join(folder, "guests"), Flags: flags,
 		})
 		must(t, err)
@@ -265,7 +274,9 @@ func TestNBDNode(t *testing.T) {
 }
 
 // TestKRBDNode takes volumes through what happens in a StatefulSet's life, with krbd.
-func TestKRBDNode(t *testing.T) { testNode(t, newPlant(t, "krbd", 1)) }
+func TestKRBDNode(t *testing.T) {
+	testNode(t, newPlant(t, "krbd", 1))
+}
 
 func testNode(t *testing.T, p *plant) {
 	t.Helper()
