@@ -60,6 +60,7 @@ type Clusters interface {
 // the pool or its quota is full.
 type Pool interface {
 	Copies
+	Fences
 
 	// Where returns the pool's place and the identities that outlive names.
 	Where() Where

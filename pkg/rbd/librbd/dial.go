@@ -14,6 +14,7 @@ import (
 
 	"github.com/rbd-csi/rbd-csi/pkg/cluster"
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
+	"github.com/rbd-csi/rbd-csi/pkg/rbd"
 )
 
 // dial makes a connection and returns the cluster's FSID with it. When that fails
@@ -42,6 +43,17 @@ func dial(access cluster.Access, options Options) (*rados.Conn, string, error) {
 		return nil, "", fmt.Errorf("%s: ask for the FSID: %w", who, classified(err))
 	}
 	return conn, fsid, nil
+}
+
+// addressOf returns the connection's address as a blocklist names it (rados_getaddrs). It closes a
+// connection that has none.
+func addressOf(conn *rados.Conn) (string, error) {
+	addresses, err := conn.GetAddrs()
+	if err != nil {
+		conn.Shutdown()
+		return "", fmt.Errorf("ask for the client's address: %w", classified(err))
+	}
+	return rbd.ClientOf(addresses), nil
 }
 
 // attempt connects once, to the cluster's monitors or to the one given. It
@@ -79,6 +91,8 @@ func configure(conn *rados.Conn, access cluster.Access, connect, operation time.
 		{"rados_mon_op_timeout", seconds(connect)},
 		{"rados_osd_op_timeout", seconds(operation)},
 		{"rbd_default_clone_format", "2"},
+		// Not rbd_blocklist_expire_seconds: with 16.2 librbd fails to break a lock (EINVAL) when it is set, because
+		// librados sends the number in quotes. So whose lock is broken is shut out for an hour only; see volume.KeepFences.
 	}
 	if host == "" {
 		host = access.Monitors

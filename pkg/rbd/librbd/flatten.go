@@ -2,7 +2,6 @@ package librbd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"sync"
@@ -100,11 +99,7 @@ func (a at) flatten(id string) error {
 	case !header.HasParent:
 		return nil
 	}
-	image, err := a.open(id, cephrbd.OpenImageById)
-	if err != nil {
-		return err
-	}
-	err = errors.Join(image.Flatten(), image.Close())
+	err = a.withImage(id, func(image *cephrbd.Image) error { return image.Flatten() })
 	if is(err, syscall.EINVAL) {
 		if header, again := a.header(id); again == nil && !header.HasParent {
 			return nil

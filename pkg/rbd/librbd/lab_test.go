@@ -62,7 +62,7 @@ func ownLab(t *testing.T, options ceph.Options) *lab {
 
 func labOn(t *testing.T, c *ceph.Cluster) *lab {
 	t.Helper()
-	l := &lab{Cluster: c, tools: tools{dataPool: c.DataPool()}}
+	l := &lab{Cluster: c, tools: tools{dataPool: c.DataPool(), conf: c.Conf()}}
 	l.user(t, labUser, ceph.ProfileRBD())
 	home, err := c.ClusterDir(t.Context(), labUser)
 	if err != nil {
@@ -168,6 +168,7 @@ func until(t *testing.T, condition func() bool, otherwise func() string) {
 type tools struct {
 	conn     *rados.Conn // as administrator
 	dataPool string
+	conf     string // the path of its ceph.conf
 }
 
 var _ rbdtest.Tools = tools{}
@@ -348,6 +349,48 @@ func (l tools) Hold(image volid.Image) (release func(), err error) {
 		_ = held.Close()
 		a.Destroy()
 	}, err
+}
+
+// Open implements rbdtest.Tools with a connection of the client's own.
+func (l tools) Open(image volid.Image) (rbdtest.Client, error) {
+	conn, err := rados.NewConn()
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(conn.ReadConfigFile(l.conf), conn.Connect()); err != nil {
+		return nil, err
+	}
+	client := &openClient{tools: tools{conn: conn}}
+	if client.at, err = client.context(image.Pool); err != nil {
+		return nil, err
+	}
+	if client.image, err = cephrbd.OpenImage(client.IOContext, image.Name, cephrbd.NoSnapshot); err != nil {
+		return nil, err
+	}
+	addresses, err := conn.GetAddrs()
+	client.address = rbd.ClientOf(addresses)
+	return client, err
+}
+
+// openClient is a client that has an image open.
+type openClient struct {
+	tools
+	at
+	image   *cephrbd.Image
+	address string
+}
+
+func (o *openClient) Address() string { return o.address }
+
+func (o *openClient) Write(text string) error {
+	_, err := o.image.WriteAt([]byte(text), 0)
+	return errors.Join(err, o.image.Flush())
+}
+
+func (o *openClient) Close() {
+	_ = o.image.Close()
+	o.Destroy()
+	o.tools.conn.Shutdown()
 }
 
 func (l tools) RemoveTrashedSnapshots(place volid.Pool, id string) error {

@@ -79,6 +79,7 @@ type Clusters struct {
 	taking    queues            // of callers of TakeSnapshot and RemoveSnapshot
 	together  queues            // of snapshots of one moment, by pool
 	flattens  flights           // of Flatten
+	controls  controls          // addresses of the connections
 
 	mu       sync.Mutex
 	closed   bool
@@ -330,10 +331,13 @@ func (c *Clusters) connect(s *session, access cluster.Access) {
 	s.bounds.connects <- struct{}{}
 	defer func() { <-s.bounds.connects }()
 	var conn *rados.Conn
-	var fsid string
+	var fsid, client string
 	err := fmt.Errorf("cluster %s: nobody waits for the connection any more: %w", access.Cluster, fault.Unavailable)
 	if c.wanted(s) {
 		conn, fsid, err = dial(access, c.options)
+	}
+	if err == nil {
+		client, err = addressOf(conn)
 	}
 	if err == nil && s.identity.slow {
 		err = slowly(conn)
@@ -348,7 +352,11 @@ func (c *Clusters) connect(s *session, access cluster.Access) {
 		c.open.Done()
 		return
 	}
-	s.connected(conn, fsid, c.open.Done)
+	c.controls.add(client)
+	s.connected(conn, fsid, client, func() {
+		c.controls.remove(client)
+		c.open.Done()
+	})
 }
 
 // wanted reports whether someone waits for a session. If not, nobody will get it

@@ -28,6 +28,8 @@ type session struct {
 	err   error         // why it failed; set before ready is closed
 	conn  *rados.Conn   // likewise
 	fsid  string
+	// client is the connection's address, as a blocklist names it; likewise.
+	client string
 
 	mu        sync.Mutex
 	users     int  // calls under way
@@ -38,6 +40,7 @@ type session struct {
 	contexts  map[place]*rados.IOContext
 	found     map[volid.Pool]rbd.Where // places that were looked for
 	overwrite map[int64]bool           // data pools that can overwrite, by ID
+	announced map[place]time.Time      // where it was noted as the driver's, see announce
 }
 
 // A place is a pool, by its ID, and a namespace in it.
@@ -53,6 +56,7 @@ func newSession(id identity, shared *bounds) *session {
 	return &session{
 		identity: id, bounds: shared, began: time.Now(), used: time.Now(), ready: make(chan struct{}),
 		contexts: map[place]*rados.IOContext{}, found: map[volid.Pool]rbd.Where{}, overwrite: map[int64]bool{},
+		announced: map[place]time.Time{},
 	}
 }
 
@@ -84,8 +88,8 @@ func (s *session) failed(err error) {
 }
 
 // connected puts the session into service. closed is called when it has been closed.
-func (s *session) connected(conn *rados.Conn, fsid string, closed func()) {
-	s.conn, s.fsid = conn, fsid
+func (s *session) connected(conn *rados.Conn, fsid, client string, closed func()) {
+	s.conn, s.fsid, s.client = conn, fsid, client
 	s.mu.Lock()
 	s.closed, s.resting = closed, time.AfterFunc(rest, giveBack)
 	s.closeIfDone()

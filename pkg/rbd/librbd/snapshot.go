@@ -45,6 +45,9 @@ func (a at) takeSnapshot(id, name string) error {
 
 // withImage does something with an open image and closes it.
 func (a at) withImage(id string, call func(*cephrbd.Image) error) error {
+	if err := a.announce(); err != nil {
+		return err
+	}
 	image, err := a.open(id, cephrbd.OpenImageById)
 	if err != nil {
 		return err

@@ -12,6 +12,9 @@ import (
 func TestSuite(t *testing.T) {
 	l := newLab(t)
 	stranger := l.user(t, "stranger", ceph.ProfileRBD("elsewhere"))
+	caps := ceph.ProfileRBD()
+	caps.Mon += `, allow command "osd blocklist"`
+	operator := l.user(t, "operator", caps)
 	rbdtest.Suite(t, rbdtest.Fixture{
 		Tools:       l.tools,
 		Process:     func(t *testing.T) rbd.Clusters { return l.clusters(t, Options{}) },
@@ -23,5 +26,6 @@ func TestSuite(t *testing.T) {
 		WrongKey:    params.Credentials{User: labUser, Key: stranger.Key},
 		UnknownUser: params.Credentials{User: "nobody", Key: stranger.Key},
 		Stranger:    stranger,
+		Operator:    operator,
 	})
 }

@@ -104,6 +104,9 @@ func checkWanted(wanted []rbd.SnapshotOf) error {
 // takeTogether opens the images and tries until all snapshots are taken. It looks
 // at ctx because nobody waits for it any more when that has ended.
 func takeTogether(ctx context.Context, a at, wanted []rbd.SnapshotOf) (err error) {
+	if err := a.announce(); err != nil {
+		return err
+	}
 	members := make([]*member, len(wanted))
 	defer func() {
 		closed := first(each(wanted, func(i int) error { return members[i].close() }))

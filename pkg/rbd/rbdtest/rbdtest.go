@@ -52,10 +52,14 @@ type Cluster struct {
 	keyring string // the user without credentials in the request, "" for none
 	pools   map[string]*pool
 	down    bool
+
+	operators map[string]bool      // users who may remove from the blocklist
+	blocklist map[string]time.Time // by client, until when
 }
 
 // A user has a key and may see some pools.
 type user struct {
+	name  string
 	key   params.Secret
 	pools []string // empty: all
 }
@@ -85,6 +89,9 @@ type space struct {
 	data    map[string]objects // rbd_data.ID.N: by the image's ID
 	holders map[string]int     // image ID to how many clients watch and lock it
 	index   map[string]string  // rbd_csi.index; nil: it is not there
+
+	users  map[string][]rbd.User // who uses an image, by its ID
+	fenced map[string]string     // the notes about fences in rbd_csi.clients
 }
 
 // A header is an object rbd_header.ID. The snapshots in it are kept apart.
@@ -117,6 +124,7 @@ func (c *Ceph) AddCluster(name string) *Cluster {
 	defer c.mu.Unlock()
 	added := &Cluster{
 		ceph: c, name: name, users: map[string]user{}, pools: map[string]*pool{},
+		operators: map[string]bool{}, blocklist: map[string]time.Time{},
 		fsid: fmt.Sprintf("00000000-0000-4000-8000-%012d", len(c.clusters)+1),
 	}
 	c.clusters[name] = added
@@ -128,10 +136,19 @@ func (c *Ceph) AddCluster(name string) *Cluster {
 func (c *Cluster) AddUser(name, key string, pools ...string) *Cluster {
 	c.ceph.mu.Lock()
 	defer c.ceph.mu.Unlock()
-	c.users[name] = user{key: params.NewSecret(key), pools: pools}
+	c.users[name] = user{name: name, key: params.NewSecret(key), pools: pools}
 	if c.keyring == "" {
 		c.keyring = name
 	}
+	return c
+}
+
+// AddOperator adds a user who may also remove clients from the blocklist.
+func (c *Cluster) AddOperator(name, key string) *Cluster {
+	c.AddUser(name, key)
+	c.ceph.mu.Lock()
+	defer c.ceph.mu.Unlock()
+	c.operators[name] = true
 	return c
 }
 
@@ -192,6 +209,7 @@ func newSpace(c *Cluster, p *pool, name string) *space {
 		names: map[string]string{}, entries: map[string]string{}, headers: map[string]*header{},
 		maps: map[string]int64{}, trash: map[string]trashed{}, data: map[string]objects{},
 		holders: map[string]int{},
+		users:   map[string][]rbd.User{}, fenced: map[string]string{},
 	}
 }
 

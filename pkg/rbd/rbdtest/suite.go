@@ -29,6 +29,7 @@ type Fixture struct {
 	WrongKey    params.Credentials // a user who exists, with another user's key
 	UnknownUser params.Credentials
 	Stranger    params.Credentials // a user who may connect and see no pool
+	Operator    params.Credentials // a user who may also remove clients from the blocklist
 }
 
 // Suite tests what package rbd promises. Whatever is surprising about the real
@@ -84,6 +85,7 @@ func groups() []group {
 		{"chain", chainCases()},
 		{"changed", changedCases()},
 		{"index", indexCases()},
+		{"fence", fenceCases()},
 	}
 }
 

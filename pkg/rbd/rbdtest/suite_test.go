@@ -13,6 +13,7 @@ func newCeph() *Ceph {
 	ceph := New()
 	ceph.AddCluster("main").
 		AddUser("csi", "KEY-OF-CSI").AddUser("stranger", "KEY-OF-STRANGER", "elsewhere").
+		AddOperator("operator", "KEY-OF-OPERATOR").
 		AddPool("kube", "team").AddPool("elsewhere").
 		AddDataPool("ec", true).AddDataPool("ec-plain", false)
 	return ceph
@@ -33,5 +34,6 @@ func TestSuite(t *testing.T) {
 		WrongKey:    params.Credentials{User: "csi", Key: params.NewSecret("KEY-OF-STRANGER")},
 		UnknownUser: params.Credentials{User: "nobody", Key: params.NewSecret("KEY-OF-CSI")},
 		Stranger:    params.Credentials{User: "stranger", Key: params.NewSecret("KEY-OF-STRANGER")},
+		Operator:    params.Credentials{User: "operator", Key: params.NewSecret("KEY-OF-OPERATOR")},
 	})
 }

@@ -39,6 +39,8 @@ type Tools interface {
 	// Hold makes a client that watches the image and holds its exclusive lock,
 	// where the image has that feature, until release is called.
 	Hold(image volid.Image) (release func(), err error)
+	// Open makes a client with a connection of its own that has the image open, and so watches it.
+	Open(image volid.Image) (Client, error)
 	// RemoveTrashedSnapshots removes all snapshots of an image in the trash.
 	RemoveTrashedSnapshots(at volid.Pool, id string) error
 	// Trash moves an image to the trash, as `rbd trash mv`.
@@ -58,6 +60,17 @@ type Tools interface {
 	// snapshot, for each clone that a snapshot knows, and for each entry of the index.
 	// rbd_csi.index itself has no line, because nobody removes an empty index.
 	Objects(at volid.Pool) ([]string, error)
+}
+
+// A Client has an image open over a connection of its own, as a node that has mapped it.
+type Client interface {
+	// Address is what it is called in the blocklist.
+	Address() string
+	// Write writes at the image's beginning and flushes. It takes the exclusive lock, where the image
+	// has that feature, also from another client. It fails when the client is blocklisted.
+	Write(text string) error
+	// Close closes the image and the connection.
+	Close()
 }
 
 var _ Tools = (*Ceph)(nil)
