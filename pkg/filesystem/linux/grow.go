@@ -4,6 +4,7 @@ package linux
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -22,7 +23,8 @@ var growComplaints = [...]complaint{
 }
 
 // Grow implements filesystem.Host. Both tools compare the sizes themselves and do nothing when
-// there is nothing to do.
+// there is nothing to do. resize2fs asks every loop device that is mounted on the node before that, and
+// so would wait for another volume's device that hangs: it is started only when there is something to do.
 func (h *Host) Grow(ctx context.Context, device, path string, kind filesystem.Type) error {
 	if path == "" {
 		return h.growUnmounted(ctx, device, kind)
@@ -32,6 +34,11 @@ func (h *Host) Grow(ctx context.Context, device, path string, kind filesystem.Ty
 	}
 	if err := h.growable(device, path, kind); err != nil {
 		return fmt.Errorf("grow: %w", err)
+	}
+	if kind == filesystem.Ext4 {
+		if full, err := h.fillsDevice(ctx, device); full || err != nil {
+			return err
+		}
 	}
 	grow := command{tool: "resize2fs", about: device, args: []string{device}}
 	if kind == filesystem.XFS {
@@ -49,6 +56,43 @@ func (h *Host) Grow(ctx context.Context, device, path string, kind filesystem.Ty
 	}
 	klog.FromContext(ctx).V(2).Info("Grew filesystem", "device", device, "path", path, "said", shorten(oneLine(string(r.out))))
 	return nil
+}
+
+// fillsDevice reports whether an ext4 is as large as its device, to a block.
+func (h *Host) fillsDevice(ctx context.Context, device string) (bool, error) {
+	node, err := nodeNumber(device)
+	if err != nil {
+		return false, err
+	}
+	size, err := deviceSize(node)
+	if err != nil {
+		return false, err
+	}
+	const headLength = 4096 // a multiple of the sectors of every device, for O_DIRECT
+	head, err := h.read(ctx, device, 0, headLength)
+	if err != nil {
+		return false, err
+	}
+	blocks, blockSize := extSize(head)
+	return blocks > 0 && blocks == size/blockSize, nil
+}
+
+// extSize returns the number of blocks in the superblock of an ext4 and their size (struct ext4_super_block in
+// fs/ext4/ext4.h), none where there is no superblock. One that was resized a moment ago may say less than is true.
+func extSize(head []byte) (blocks, blockSize int64) {
+	const superblock, count, logSize, incompatible, countHigh, is64bit, mostLog = 1024, 0x04, 0x18, 0x60, 0x150, 0x80, 6
+	if magic(head) != filesystem.Ext4 || len(head) < superblock+1024 {
+		return 0, 1
+	}
+	field := func(at int) int64 { return int64(binary.LittleEndian.Uint32(head[superblock+at:])) }
+	if field(logSize) > mostLog {
+		return 0, 1
+	}
+	blocks = field(count)
+	if field(incompatible)&is64bit != 0 {
+		blocks |= field(countHigh) << 32
+	}
+	return blocks, 1024 << field(logSize)
 }
 
 // growUnmounted grows an ext4 that is not mounted. resize2fs wants it checked whole since it
