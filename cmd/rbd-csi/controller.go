@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -19,6 +21,7 @@ type controlling struct {
 	flatten        volume.FlattenOptions
 	flattenDepth   int
 	publishedNodes bool
+	grace          time.Duration
 }
 
 func controllerCommand() *cobra.Command {
@@ -46,6 +49,7 @@ func (c *controlling) flags(command *cobra.Command) {
 	flags.DurationVar(&c.purge.Every, "purge-every", volume.DefaultPurgeEvery, "how often the trash is looked through for what another process left")
 	flags.IntVar(&c.flattenDepth, "flatten-depth", volume.DefaultFlattenDepth, "from how many images on, which a read can go through beside the volume's own, a clone is flattened in the background")
 	flags.DurationVar(&c.flatten.Every, "flatten-every", volume.DefaultFlattenEvery, "how often the pools are looked through for clones to flatten that another process left")
+	flags.DurationVar(&c.grace, "detach-grace", volume.DefaultGrace, "how long a client that still lives may go on to unstage when its volume is detached, before it is shut out; 0: not at all")
 	flags.BoolVar(&c.publishedNodes, "published-nodes", false, "ListVolumes tells the nodes of each volume; the attacher then lists all volumes every minute")
 }
 
@@ -53,7 +57,7 @@ func runController(ctx context.Context, s serving, c controlling) error {
 	_, clusters, disconnect := s.connect()
 	defer disconnect()
 	purger, flattener := volume.NewPurger(c.purge), volume.NewFlattener(c.flatten)
-	options := volume.Options{Removed: purger.Add, Deep: flattener.Add, FlattenDepth: c.flattenDepth}
+	options := volume.Options{Removed: purger.Add, Deep: flattener.Add, FlattenDepth: c.flattenDepth, Grace: cmp.Or(c.grace, -1)}
 	if c.publishedNodes {
 		options.PublishedNodes = volume.DefaultListAge
 	}
@@ -75,7 +79,11 @@ func runController(ctx context.Context, s serving, c controlling) error {
 		flattener.Run(ctx, store)
 		return nil
 	}
-	return s.serve(ctx, services, part{"purge", purging}, part{"flatten", flattening})
+	fencing := func(ctx context.Context) error {
+		store.KeepFences(ctx)
+		return nil
+	}
+	return s.serve(ctx, services, part{"purge", purging}, part{"flatten", flattening}, part{"fences", fencing})
 }
 
 // onlyCluster returns the name of the cluster if there is one only, and "" otherwise.

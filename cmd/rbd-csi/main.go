@@ -39,7 +39,9 @@ func root() *cobra.Command {
 	logging := flag.NewFlagSet("logging", flag.ContinueOnError)
 	klog.InitFlags(logging)
 	command.PersistentFlags().AddGoFlag(logging.Lookup("v"))
-	command.AddCommand(controllerCommand(), nodeCommand(), workersCommand(), fuseCommand(), krbdCommand(), nbdCommand(), versionCommand())
+	command.AddCommand(
+		controllerCommand(), nodeCommand(), workersCommand(), fuseCommand(), krbdCommand(), nbdCommand(), fencesCommand(), versionCommand(),
+	)
 	return command
 }
 

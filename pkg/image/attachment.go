@@ -36,8 +36,13 @@ type Attachment struct {
 	// cleared after the unmap: an entry without them cannot have written since.
 	Client string `json:"client,omitempty"`
 	Boot   string `json:"boot,omitempty"`
+	// Unstaged says that the node has taken its client back, after the unmap. An entry with neither
+	// is of a node that never staged the volume, or is just about to.
+	Unstaged bool `json:"unstaged,omitempty"`
 	// Detaching says that ControllerUnpublishVolume has begun: no new mapping.
 	Detaching bool `json:"detaching,omitempty"`
+	// Since is when that was, in seconds since 1970.
+	Since int64 `json:"since,omitempty"`
 }
 
 // Names returns the IDs of the nodes.
@@ -94,9 +99,13 @@ type Claim struct {
 
 // Claim records the client that will do a node's writes, before the first of
 // them, and returns the image as it is then. fault.InUse means that the node's right
-// was taken away or never given: it has to unmap without having written. One
+// was taken away or never given: it has to unmap without having written. So does one whose
+// client could not be shut out, because it has no exact name (fault.Unsupported). One
 // operation, none if it is recorded.
 func (i Image) Claim(ctx context.Context, by Claim) (Image, error) {
+	if err := rbd.CheckClient(by.Client); err != nil {
+		return Image{}, fmt.Errorf("volume %s: the device's client could not be fenced: %w: %w", i, fault.Unsupported, err)
+	}
 	entry, ok := i.Marks.Attachments.Of(by.Node)
 	if !ok || entry.Detaching || entry.Generation != by.Generation {
 		return Image{}, fmt.Errorf("volume %s is not attached to node %s with generation %d: %w", i, by.Node, by.Generation, fault.InUse)
@@ -104,7 +113,7 @@ func (i Image) Claim(ctx context.Context, by Claim) (Image, error) {
 	if entry.Client == by.Client && entry.Boot == by.Boot {
 		return i, nil
 	}
-	entry.Client, entry.Boot = by.Client, by.Boot
+	entry.Client, entry.Boot, entry.Unstaged = by.Client, by.Boot, false
 	return i.SetAttachments(ctx, i.Marks.Attachments.With(entry))
 }
 
@@ -130,7 +139,7 @@ func (i Image) release(ctx context.Context, node string) error {
 	if !ok || entry.Client == "" {
 		return nil
 	}
-	entry.Client, entry.Boot = "", ""
+	entry.Client, entry.Boot, entry.Unstaged = "", "", true
 	_, err := i.SetAttachments(ctx, i.Marks.Attachments.With(entry))
 	return err
 }

@@ -2,7 +2,6 @@ package volume
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
@@ -73,59 +72,19 @@ func admits(i image.Image, spec AttachSpec) error {
 	}
 	for _, entry := range i.Marks.Attachments.Nodes {
 		if spec.Single || entry.Node == spec.Node || entry.Mode != spec.Mode {
-			return fmt.Errorf("volume %s is held by node %s as %s: %w", i, entry.Node, entry.Mode, fault.InUse)
+			return fmt.Errorf("volume %s is held by node %s as %s%s: %w", i, entry.Node, entry.Mode, stateOf(entry), fault.InUse)
 		}
 	}
 	return nil
 }
 
-// Detach takes the node's right to use the volume away; with an empty node it
-// takes away everyone's. A volume or an attachment that is not there is success.
-// Two operations after a clean unstage, and one to write.
-//
-// nil means that the node cannot write to the image any more. While a node has
-// recorded a client and not taken it back, that is not known, and Detach
-// returns fault.InUse naming the client; from then on the node cannot map anew.
-func (s *Store) Detach(ctx context.Context, handle volid.Image, node string, as params.Credentials) error {
-	defer s.cache.change(handle)
-	return image.Repeat(fmt.Sprintf("detach volume %s from %s", handle, node), func() error {
-		found, err := image.Find(ctx, s.clusters, handle, as)
-		if errors.Is(err, fault.NotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return detach(ctx, found, node)
-	})
-}
-
-func detach(ctx context.Context, i image.Image, node string) error {
-	left := i.Marks.Attachments
-	var holding *image.Attachment
-	changed := false
-	for _, entry := range i.Marks.Attachments.Nodes {
-		switch {
-		case node != "" && entry.Node != node:
-			continue
-		case entry.Client == "":
-			left, changed = left.Without(entry.Node), true
-			continue
-		case !entry.Detaching:
-			entry.Detaching = true
-			left, changed = left.With(entry), true
-		}
-		holding = &entry
+// stateOf says what is known of how a node uses a volume, to follow its name.
+func stateOf(entry image.Attachment) string {
+	switch {
+	case entry.Detaching:
+		return ", which is being detached"
+	case entry.Client != "":
+		return ", mapped by client " + entry.Client
 	}
-	if changed {
-		left.Generation++
-		if _, err := i.SetAttachments(ctx, left); err != nil {
-			return err
-		}
-	}
-	if holding != nil {
-		return fmt.Errorf("volume %s is still mapped on node %s by client %s, which has to unstage it first: %w",
-			i, holding.Node, holding.Client, fault.InUse)
-	}
-	return nil
+	return ""
 }

@@ -144,7 +144,7 @@ func TestOperationsOfARequest(t *testing.T) {
 		{"get", 2, func() error { _, err := d.Get(t.Context(), handle, nobody); return err }},
 		{"attach", 3, func() error { _, err := d.Attach(t.Context(), handle, node, nobody); return err }},
 		{"attach again", 2, func() error { _, err := d.Attach(t.Context(), handle, node, nobody); return err }},
-		{"detach", 3, func() error { return d.Detach(t.Context(), handle, "node-a", nobody) }},
+		{"detach of what was not staged", 5, func() error { return d.Detach(t.Context(), handle, "node-a", nobody) }},
 		{"detach again", 2, func() error { return d.Detach(t.Context(), handle, "node-a", nobody) }},
 		{"delete", 6, func() error { return d.delete(t.Context(), "pvc-1") }},
 		{"delete again", 2, func() error { return d.delete(t.Context(), "pvc-1") }},

@@ -80,9 +80,21 @@ type Options struct {
 	// FlattenDepth is from how many images on, which a read can go through beside the
 	// volume's own, a clone is flattened in the background; DefaultFlattenDepth.
 	FlattenDepth int
+	// Grace is how long a client that still watches may go on to unstage when its volume is
+	// detached; DefaultGrace, none when it is negative.
+	Grace time.Duration
+	// Now tells the time; time.Now.
+	Now func() time.Time
 	// PublishedNodes keeps in memory what List answers, at most so old, for a controller
 	// that offers LIST_VOLUMES_PUBLISHED_NODES; 0: every listing is read from the cluster.
 	PublishedNodes time.Duration
+}
+
+func (o Options) now() time.Time {
+	if o.Now == nil {
+		return time.Now()
+	}
+	return o.Now()
 }
 
 // Removed names an image that was moved to the trash and can be purged.
@@ -106,6 +118,12 @@ type Removed struct {
 func NewStore(clusters rbd.Clusters, options Options) *Store {
 	if options.FlattenDepth <= 0 {
 		options.FlattenDepth = DefaultFlattenDepth
+	}
+	switch {
+	case options.Grace == 0:
+		options.Grace = DefaultGrace
+	case options.Grace < 0:
+		options.Grace = 0
 	}
 	if options.Removed == nil {
 		options.Removed = func(Removed) {}

@@ -167,7 +167,7 @@ func isMissing(err error) bool { return strings.Contains(err.Error(), "No such f
 
 var (
 	// ofPools are the objects of a pool or namespace that no image has.
-	ofPools = []string{"rbd_directory", "rbd_info", "rbd_trash", "rbd_namespace", indexObject}
+	ofPools = []string{"rbd_directory", "rbd_info", "rbd_trash", "rbd_namespace", indexObject, "rbd_csi.clients"}
 	// ofIndices are the keys of an index that nothing has.
 	ofIndices = []string{"complete"}
 )

@@ -179,7 +179,7 @@ func TestHoldings(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			h := holdings{
 				at: place{"rbd", "tenant"}, keys: []string{"complete"},
-				objects: []string{"rbd_directory", "rbd_info", "rbd_trash", "rbd_csi.index"},
+				objects: []string{"rbd_directory", "rbd_info", "rbd_trash", "rbd_csi.index", "rbd_csi.clients"},
 			}
 			test.make(&h)
 			if got := strings.Join(h.wrong(), "\n"); got != test.want {

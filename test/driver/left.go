@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -176,6 +177,12 @@ func workersBelow(folder string) (map[int]string, error) {
 		}
 	}
 	return workers, nil
+}
+
+// Workers returns the process IDs of the node's workers of the mapper fuse.
+func (p *Process) Workers() ([]int, error) {
+	workers, err := workersBelow(p.folder)
+	return slices.Sorted(maps.Keys(workers)), err
 }
 
 // isWorker tells a worker from a node process that has a mapping's folder open for a moment.

@@ -37,7 +37,7 @@ pkg/filesystem/linux          | fault filesystem step                           
 policy                        | imports                                                      | libraries                               | in tests also
 pkg/image                     | fault params rbd volid                                       |                                         |
 pkg/snapshot                  | fault image params rbd volid                                 | klog                                    | rbd/rbdtest
-pkg/volume                    | access fault image params rbd snapshot volid                 | klog                                    | rbd/rbdtest
+pkg/volume                    | access fault image params rbd snapshot step volid            | klog                                    | rbd/rbdtest
 pkg/host                      | cluster fault filesystem image mapper params rbd step volid  | klog                                    | filesystem/filesystemtest mapper/mappertest rbd/rbdtest volume
 
 services                      | imports                                                      | libraries                               | in tests also
