@@ -132,6 +132,8 @@ type Point struct {
 	Device   string // the block device's path, for a bound device node the device that it is
 	Type     string // ext4, xfs; "" for a bound device node
 	ReadOnly bool
+	// Stopped says that the filesystem went read-only after an error, although it was not mounted so.
+	Stopped bool
 }
 
 // Usage of a filesystem in bytes and inodes. A block device has Total only.

@@ -461,6 +461,43 @@ func TestDeadDeviceIsReplaced(t *testing.T) {
 	}
 }
 
+// TestPublishRevives publishes a volume whose device died since it was staged.
+func TestPublishRevives(t *testing.T) {
+	m := newRack(t).machine(t, "a")
+	ctx := t.Context()
+	spec := m.attached(t, "pvc-1")
+	must(t, m.Stage(ctx, spec, nobody))
+	publish := PublishSpec{Handle: spec.Handle, Staged: m.staging(), Path: m.target(), Stage: &spec}
+	must(t, m.Publish(ctx, publish))
+	found, err := image.Find(ctx, m.process, spec.Handle, nobody)
+	must(t, err)
+	if ailments, err := m.Health(ctx, spec.Handle, m.staging()); len(ailments) > 0 || err != nil {
+		t.Errorf("health: %v, error %v, want nothing wrong", ailments, err)
+	}
+	m.devices.Die(targetOf(found), "its client was blocklisted")
+	ailments, err := m.Health(ctx, spec.Handle)
+	must(t, err)
+	if len(ailments) != 1 || ailments[0].Reason != DeviceDead || !strings.Contains(ailments[0].Message, "blocklisted") {
+		t.Errorf("health of a dead device: %v, want %s and why", ailments, DeviceDead)
+	}
+
+	second := publish
+	second.Path += "2"
+	want(t, "publish beside a pod with the dead device", m.Publish(ctx, second), fault.Unavailable, m.target())
+	must(t, m.Unpublish(ctx, spec.Handle, m.target()))
+	must(t, m.Publish(ctx, second))
+	if ailments, err := m.Health(ctx, spec.Handle, m.staging(), second.Path); len(ailments) > 0 || err != nil {
+		t.Errorf("health after it was staged anew: %v, error %v, want nothing wrong", ailments, err)
+	}
+
+	m.devices.Die(targetOf(found), "its client was blocklisted")
+	must(t, m.Publish(ctx, second)) // the same pod again: its mount is the dead device's, and taken away
+	must(t, m.Unpublish(ctx, spec.Handle, second.Path))
+	must(t, m.Unstage(ctx, spec.Handle, m.staging()))
+	_, err = m.Health(ctx, spec.Handle)
+	want(t, "health of what is not here", err, fault.NotFound, "not mapped")
+}
+
 func TestPublish(t *testing.T) {
 	m := newRack(t).machine(t, "a")
 	ctx := t.Context()

@@ -8,6 +8,7 @@ import (
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 	"github.com/rbd-csi/rbd-csi/pkg/filesystem"
 	"github.com/rbd-csi/rbd-csi/pkg/mapper"
+	"github.com/rbd-csi/rbd-csi/pkg/params"
 	"github.com/rbd-csi/rbd-csi/pkg/step"
 	"github.com/rbd-csi/rbd-csi/pkg/volid"
 )
@@ -22,10 +23,14 @@ type PublishSpec struct {
 	// Sole refuses a second path on this node (SINGLE_NODE_SINGLE_WRITER).
 	Sole       bool
 	MountFlags []string
+	// Stage is how the volume is staged, and As with which credentials, should its device have died; nil: then the
+	// request fails.
+	Stage *StageSpec
+	As    params.Credentials
 }
 
 // Publish makes sure that the staged volume is seen at the target path. It asks
-// the kernel only. fault.InUse means that the volume is not staged, that the
+// the kernel only, unless the device is dead: then it stages the volume anew. fault.InUse means that the volume is not staged, that the
 // path is occupied, or that the volume may be published once only and is.
 func (h *Host) Publish(ctx context.Context, spec PublishSpec) error {
 	staged, err := h.at(ctx, spec.Handle, stagedAt(spec.Staged, spec.Block))
@@ -36,8 +41,9 @@ func (h *Host) Publish(ctx context.Context, spec PublishSpec) error {
 		return fmt.Errorf("publish volume %s: %w", spec.Handle, err)
 	}
 	if staged.device.Dead != "" {
-		return fmt.Errorf("publish volume %s: device %s is dead (%s), stage it anew: %w",
-			spec.Handle, staged.device.Path, staged.device.Dead, fault.Unavailable)
+		if staged, err = h.revive(ctx, spec, staged); err != nil {
+			return fmt.Errorf("publish volume %s: %w", spec.Handle, err)
+		}
 	}
 	if spec.Sole {
 		if err := h.soleUse(ctx, staged.device.Path, staged.point.Path, spec.Path); err != nil {

@@ -92,6 +92,25 @@ func (s *Service) NodeGetVolumeStats(ctx context.Context, req *csi.NodeGetVolume
 	return &csi.NodeGetVolumeStatsResponse{Usage: answerUsage(usage)}, nil
 }
 
+// NodeGetVolumeHealth tells what is wrong with the volume on this node.
+func (s *Service) NodeGetVolumeHealth(ctx context.Context, req *csi.NodeGetVolumeHealthRequest) (*csi.NodeGetVolumeHealthResponse, error) {
+	handle, paths, err := readHealth(req)
+	if err != nil {
+		return nil, err
+	}
+	ailments, err := s.Host.Health(ctx, handle, paths...)
+	if err != nil {
+		return nil, err
+	}
+	health := &csi.VolumeHealth{VolumeId: req.GetVolumeId()}
+	for _, one := range ailments {
+		health.HealthStatuses = append(health.HealthStatuses, &csi.VolumeHealth_VolumeHealthEntry{
+			Status: csi.VolumeHealthErrorType_INACCESSIBLE, Reason: one.Reason, Message: one.Message,
+		})
+	}
+	return &csi.NodeGetVolumeHealthResponse{VolumeHealth: health}, nil
+}
+
 // answerUsage leaves out what a block device has not.
 func answerUsage(u filesystem.Usage) []*csi.VolumeUsage {
 	bytes := &csi.VolumeUsage{Unit: csi.VolumeUsage_BYTES, Total: u.Total, Used: u.Used, Available: u.Available}
@@ -117,6 +136,7 @@ var capabilities = []csi.NodeServiceCapability_RPC_Type{
 	csi.NodeServiceCapability_RPC_GET_VOLUME_STATS,
 	csi.NodeServiceCapability_RPC_EXPAND_VOLUME,
 	csi.NodeServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
+	csi.NodeServiceCapability_RPC_GET_VOLUME_HEALTH,
 }
 
 // NodeGetCapabilities returns what the service can do.

@@ -83,6 +83,10 @@ func readPublish(req *csi.NodePublishVolumeRequest) (host.PublishSpec, error) {
 	if err != nil {
 		return host.PublishSpec{}, err
 	}
+	as, err := params.ParseSecrets(req.GetSecrets())
+	if err != nil {
+		return host.PublishSpec{}, err
+	}
 	return host.PublishSpec{
 		Handle:     handle,
 		Staged:     req.GetStagingTargetPath(),
@@ -91,7 +95,22 @@ func readPublish(req *csi.NodePublishVolumeRequest) (host.PublishSpec, error) {
 		ReadOnly:   req.GetReadonly() || use.Mode.ReadOnly(),
 		Sole:       use.Mode.OnePublish(),
 		MountFlags: use.MountFlags,
+		Stage:      restaging(req),
+		As:         as,
 	}, nil
+}
+
+// restaging returns how the volume would be staged now, as far as a request to publish tells; nil: it
+// does not, as when nothing was attached.
+func restaging(req *csi.NodePublishVolumeRequest) *host.StageSpec {
+	spec, _, err := readStage(&csi.NodeStageVolumeRequest{
+		VolumeId: req.GetVolumeId(), StagingTargetPath: req.GetStagingTargetPath(), VolumeCapability: req.GetVolumeCapability(),
+		VolumeContext: req.GetVolumeContext(), PublishContext: req.GetPublishContext(),
+	})
+	if err != nil {
+		return nil
+	}
+	return &spec
 }
 
 // readExpand reads a NodeExpandVolumeRequest. How large the volume becomes is
@@ -113,6 +132,23 @@ func readFound(id, path string) (volid.Image, error) {
 		err = fmt.Errorf("%w: %w", fault.NotFound, err)
 	}
 	return handle, err
+}
+
+// readHealth reads a NodeGetVolumeHealthRequest, both paths of which may be missing.
+func readHealth(req *csi.NodeGetVolumeHealthRequest) (volid.Image, []string, error) {
+	var paths []string
+	handle, err := volid.ParseImage(req.GetVolumeId())
+	for _, path := range []string{req.GetStagingTargetPath(), req.GetVolumePublishPath()} {
+		if path == "" || err != nil {
+			continue
+		}
+		_, err = readFound(req.GetVolumeId(), path)
+		paths = append(paths, path)
+	}
+	if fault.Is(err, fault.Invalid) {
+		err = fmt.Errorf("%w: %w", fault.NotFound, err)
+	}
+	return handle, paths, err
 }
 
 // readAt reads a handle and a path where the volume is, or is to be.

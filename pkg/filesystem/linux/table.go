@@ -150,7 +150,7 @@ func readOnlyHere(info *mountinfo.Info) bool {
 
 // point translates a line of the table.
 func point(info *mountinfo.Info) filesystem.Point {
-	p := filesystem.Point{Path: info.Mountpoint, ReadOnly: readOnly(info)}
+	p := filesystem.Point{Path: info.Mountpoint, ReadOnly: readOnly(info), Stopped: readOnly(info) && !readOnlyHere(info)}
 	if node, found := boundNode(info); found {
 		p.Device = nodePath(node, filepath.Join("/dev", filepath.Base(info.Root)))
 		return p
