@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -74,6 +75,7 @@ func TestFrozenClientIsFenced(t *testing.T) {
 				v.down(t, other)
 
 				// The node that thawed cleans up by itself, and may have the volume again.
+				v.wantDead(t, m.Node)
 				check(t, m.Node.Unpublish(t.Context(), v.Volume, v.Name))
 				check(t, m.Node.Unstage(t.Context(), v.Volume))
 				v.up(t, m.Node)
@@ -86,6 +88,104 @@ func TestFrozenClientIsFenced(t *testing.T) {
 	m.wantFences(t, 4)
 	m.unfence(t)
 	awaitEmpty(t, m)
+}
+
+// TestBlocklistedUnderAWriter shuts out the client of a running pod, as Ceph does with one that was silent while
+// another wanted its lock. The next pod on the node gets a new device, with all that was synced.
+func TestBlocklistedUnderAWriter(t *testing.T) {
+	m := Start(t, shared.ForTest(t, ceph.Options{}))
+	for _, kind := range []string{"ext4", "block"} {
+		t.Run(kind, func(t *testing.T) {
+			v := m.made(t, kind, nil)
+			v.write(t, m.Node)
+			failed := v.writeBehind(t)
+			client := v.client(t)
+			_, err := m.Ceph.Ceph(t.Context(), "osd", "blocklist", "add", client)
+			check(t, err)
+			if err := <-failed; err == nil {
+				t.Error("the writer ended without an error, want one of I/O")
+			}
+			v.wantDead(t, m.Node)
+			check(t, m.Node.Unpublish(t.Context(), v.Volume, v.Name))
+			check(t, m.Node.Publish(t.Context(), v.Volume, v.attached, v.Name))
+			v.read(t, m.Node)
+			if now := v.client(t); now == client {
+				t.Errorf("the client is %s still, want another", now)
+			}
+			v.down(t, m.Node)
+			check(t, m.Controller.Delete(t.Context(), v.Volume))
+		})
+	}
+	awaitEmpty(t, m)
+}
+
+// client returns the client that has the volume's image open.
+func (v *volume) client(t *testing.T) string {
+	t.Helper()
+	text := v.status(t)
+	_, after, found := strings.Cut(text, "watcher=")
+	client, _, _ := strings.Cut(after, " ")
+	if !found || strings.Count(text, "watcher=") != 1 {
+		t.Fatalf("rbd status says %s, want one watcher", text)
+	}
+	return client
+}
+
+// status is what `rbd status` says of the volume's image.
+func (v *volume) status(t *testing.T) string {
+	t.Helper()
+	text, err := v.Ceph.RBD(t.Context(), "status", v.Ceph.Pool()+"/"+v.Handle[strings.LastIndexByte(v.Handle, '/')+1:])
+	check(t, err)
+	return text
+}
+
+// writeBehind writes behind the data until a write fails.
+func (v *volume) writeBehind(t *testing.T) <-chan error {
+	t.Helper()
+	file, err := os.OpenFile(v.file(v.Node), os.O_RDWR, 0)
+	check(t, err)
+	ended := make(chan error, 1)
+	began := make(chan struct{})
+	go func() {
+		begun := sync.OnceFunc(func() { close(began) })
+		defer begun()
+		block := bytes.Repeat([]byte{0xBB}, 64<<10)
+		for {
+			_, err := file.WriteAt(block, int64(len(v.data)))
+			if err = errors.Join(err, file.Sync()); err != nil {
+				ended <- errors.Join(err, file.Close())
+				return
+			}
+			begun()
+		}
+	}()
+	<-began
+	return ended
+}
+
+// wantDead waits until the node says that the volume's device is dead, and looks that nothing hangs on it.
+func (v *volume) wantDead(t *testing.T, node *driver.Process) {
+	t.Helper()
+	var health *csi.NodeGetVolumeHealthResponse
+	for deadline := time.Now().Add(30 * time.Second); len(health.GetVolumeHealth().GetHealthStatuses()) == 0; {
+		var err error
+		health, err = node.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{
+			VolumeId: v.Handle, StagingTargetPath: node.StagingPath(v.Volume), VolumePublishPath: node.TargetPath(v.Name),
+		})
+		check(t, err)
+		if time.Now().After(deadline) {
+			t.Fatal("30 s after its client was shut out the device counts as healthy")
+		}
+	}
+	status := health.GetVolumeHealth().GetHealthStatuses()[0]
+	if status.GetStatus() != csi.VolumeHealthErrorType_INACCESSIBLE || !slices.Contains([]string{"DeviceDead", "FilesystemReadOnly"}, status.GetReason()) {
+		t.Errorf("health %v, want INACCESSIBLE and why", status)
+	}
+	began := time.Now()
+	_, err := node.NodeGetVolumeStats(t.Context(), &csi.NodeGetVolumeStatsRequest{VolumeId: v.Handle, VolumePath: node.TargetPath(v.Name)})
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("stats of a dead device took %s, error %v", took, err)
+	}
 }
 
 // TestStageAfterTheFence freezes a node's service before it stages. When it thaws, the volume has moved: it finds
@@ -161,12 +261,9 @@ func awaitStopped(t *testing.T, pid int) {
 // awaitSilence waits until the frozen client counts as gone.
 func (v *volume) awaitSilence(t *testing.T) {
 	t.Helper()
-	image := v.Ceph.Pool() + "/" + v.Handle[strings.LastIndexByte(v.Handle, '/')+1:]
 	var text string
 	for deadline := time.Now().Add(20 * watchTimeout); time.Now().Before(deadline); {
-		var err error
-		text, err = v.Ceph.RBD(t.Context(), "status", image)
-		check(t, err)
+		text = v.status(t)
 		if strings.Contains(text, "Watchers: none") {
 			return
 		}

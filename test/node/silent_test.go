@@ -1,0 +1,221 @@
+package node
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/rbd-csi/rbd-csi/test/ceph"
+	"github.com/rbd-csi/rbd-csi/test/driver"
+)
+
+// TestSilentCluster stops the OSD, and in a second round the monitor, and sends 10,000 requests of all kinds, each for
+// a volume of its own. Each is answered within its deadline, with a code after which it is asked again, and the controller
+// holds no more than a bounded number of goroutines and threads, and of memory. As soon as the cluster answers again, so does the driver.
+func TestSilentCluster(t *testing.T) {
+	m := Start(t, ceph.ForTest(t, ceph.Options{Pools: []string{"kube"}, ProposeInterval: 50 * time.Millisecond}))
+	address := freeAddress(t)
+	controller, err := m.Driver.Controller(t.Context(), "controller-2", "--http", address)
+	check(t, err)
+	s := &silence{Machine: m, controller: controller, metrics: "http://" + address + "/metrics"}
+	s.whole(t, "pvc-before")
+	for _, daemon := range []string{"osd.0", "mon.a"} {
+		t.Run(daemon, func(t *testing.T) { s.round(t, daemon) })
+	}
+	awaitEmpty(t, m)
+}
+
+// silence is a controller whose cluster falls silent.
+type silence struct {
+	*Machine
+	controller *driver.Process
+	metrics    string
+}
+
+const (
+	// silentRequests are sent by so many at once, each of which waits so long.
+	silentRequests = 5000
+	silentAtOnce   = 64
+	silentDeadline = 2 * time.Second
+	// back is how long the driver may need when the cluster answers again.
+	back = 10 * time.Second
+)
+
+func (s *silence) round(t *testing.T, daemon string) {
+	before := footprintOf(t, s.controller.PID())
+	goroutines := s.goroutines(t)
+	check(t, s.Ceph.Freeze(t.Context(), daemon))
+	thaw := sync.OnceValue(func() error { return s.Ceph.Thaw(context.WithoutCancel(t.Context()), daemon) })
+	t.Cleanup(func() { _ = thaw() })
+
+	began := time.Now()
+	answers := s.storm(t, daemon)
+	during, most := footprintOf(t, s.controller.PID()), s.goroutines(t)
+	t.Logf("%d requests in %s: %v; goroutines %d, then %d; %+v, then %+v",
+		silentRequests, time.Since(began).Round(time.Second), answers, goroutines, most, before, during)
+	if most > goroutines+400 || during.threads > before.threads+150 || during.files > before.files+100 || during.resident > before.resident+200*mib {
+		t.Errorf("the controller grew to %d goroutines, %+v from %d, %+v", most, during, goroutines, before)
+	}
+
+	check(t, thaw())
+	began = time.Now()
+	s.whole(t, "pvc-after-"+strings.ReplaceAll(daemon, ".", "-"))
+	took := time.Since(began)
+	t.Logf("%s after the cluster answered again a volume was made, attached, detached and deleted", took.Round(time.Millisecond))
+	if took > back {
+		t.Errorf("it took %s from when the cluster answered again, want at most %s", took, back)
+	}
+	s.clear(t)
+}
+
+// storm sends the requests and counts their answers by code.
+func (s *silence) storm(t *testing.T, daemon string) map[codes.Code]int {
+	t.Helper()
+	kinds := s.requests()
+	var mutex sync.Mutex
+	var next, told atomic.Int64
+	answers := map[codes.Code]int{}
+	var workers sync.WaitGroup
+	for range silentAtOnce {
+		workers.Go(func() {
+			for i := next.Add(1); i <= silentRequests; i = next.Add(1) {
+				name := kinds[int(i)%len(kinds)]
+				ctx, cancel := context.WithTimeout(t.Context(), silentDeadline)
+				began := time.Now()
+				err := name.send(ctx, fmt.Sprintf("pvc-%s-%d", strings.ReplaceAll(daemon, ".", "-"), i))
+				took := time.Since(began)
+				cancel()
+				mutex.Lock()
+				answers[status.Code(err)]++
+				mutex.Unlock()
+				if took > silentDeadline+time.Second || !driver.StillGoing(err) {
+					if told.Add(1) <= 5 {
+						t.Errorf("%s after %s: %v, want a code after which it is asked again, within %s", name.name, took, err, silentDeadline)
+					}
+				}
+			}
+		})
+	}
+	workers.Wait()
+	return answers
+}
+
+type silentRequest struct {
+	name string
+	send func(ctx context.Context, volume string) error
+}
+
+// requests are of each kind that asks the cluster.
+func (s *silence) requests() []silentRequest {
+	volume := func(name string) driver.Volume {
+		return driver.Volume{Name: name, Handle: s.Pool().String() + "/" + name}
+	}
+	return []silentRequest{
+		{"create", func(ctx context.Context, name string) error {
+			_, err := s.controller.Create(ctx, driver.Claim{Volume: name, Bytes: gib, Parameters: s.Parameters()})
+			return err
+		}},
+		{"delete", func(ctx context.Context, name string) error { return s.controller.Delete(ctx, volume(name)) }},
+		{"attach", func(ctx context.Context, name string) error {
+			_, err := s.controller.Attach(ctx, volume(name), "node-a:357f3ccb")
+			return err
+		}},
+		{"detach", func(ctx context.Context, name string) error {
+			return s.controller.Detach(ctx, volume(name), "node-a:357f3ccb")
+		}},
+		{"expand", func(ctx context.Context, name string) error {
+			_, err := s.controller.Expand(ctx, volume(name), 2*gib)
+			return err
+		}},
+		{"snapshot", func(ctx context.Context, name string) error {
+			_, err := s.controller.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "snap-" + name, SourceVolumeId: volume(name).Handle})
+			return err
+		}},
+	}
+}
+
+// whole takes one volume through its life, asking again as the sidecars do.
+func (s *silence) whole(t *testing.T, name string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var made driver.Volume
+	id, err := s.Node.ID(ctx)
+	check(t, err)
+	for _, step := range []func() error{
+		func() (err error) {
+			made, err = s.controller.Create(ctx, driver.Claim{Volume: name, Bytes: gib, Parameters: s.Parameters()})
+			return err
+		},
+		func() error { _, err := s.controller.Attach(ctx, made, id); return err },
+		func() error { return s.controller.Detach(ctx, made, id) },
+		func() error { return s.controller.Delete(ctx, made) },
+	} {
+		for err := step(); err != nil; err = step() {
+			if !driver.StillGoing(err) || ctx.Err() != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+}
+
+// clear deletes what was made although nobody waited for it.
+func (s *silence) clear(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; {
+		listed, err := s.controller.ListVolumes(t.Context(), &csi.ListVolumesRequest{})
+		check(t, err)
+		if len(listed.GetEntries()) == 0 {
+			return
+		}
+		for _, entry := range listed.GetEntries() {
+			err := s.controller.Delete(t.Context(), driver.Volume{Handle: entry.GetVolume().GetVolumeId()})
+			if err != nil && (!driver.StillGoing(err) || time.Now().After(deadline)) {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// goroutines asks the controller's metrics.
+func (s *silence) goroutines(t *testing.T) int {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.metrics, http.NoBody)
+	check(t, err)
+	answer, err := http.DefaultClient.Do(request)
+	check(t, err)
+	defer answer.Body.Close()
+	for lines := bufio.NewScanner(answer.Body); lines.Scan(); {
+		if value, found := strings.CutPrefix(lines.Text(), "go_goroutines "); found {
+			_, _ = io.Copy(io.Discard, answer.Body)
+			number, err := strconv.Atoi(value)
+			check(t, err)
+			return number
+		}
+	}
+	t.Fatal("the metrics do not tell the goroutines")
+	return 0
+}
+
+// freeAddress returns an address on the loopback that nobody listens on.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	check(t, err)
+	defer listener.Close()
+	return listener.Addr().String()
+}
