@@ -132,7 +132,7 @@ func (tools Tools) Create(image volid.Image, layout rbd.Layout) (string, error) 
 
 // containers are the objects of a pool that hold entries of many images, and stay when
 // those have gone.
-var containers = []string{"rbd_directory", "rbd_info", "rbd_trash", "rbd_csi.clients"}
+var containers = []string{"rbd_directory", "rbd_info", "rbd_trash", "rbd_csi.index", "rbd_csi.clients"}
 
 // Objects returns all objects of images in the pool, and what its directory and its trash hold.
 func (tools Tools) Objects(at volid.Pool) ([]string, error) {
