@@ -200,7 +200,7 @@ build/ceph-folder:
 build/bench:
 	@CGO_ENABLED=1 $(GO) build -tags '$(TAG)' -o $@ ./test/bench
 
-.PHONY: fuzz crash bench budgets clean tag
+.PHONY: fuzz crash faults bench budgets clean tag
 fuzz: setup ## fuzz each target for FUZZTIME (30s)
 	@grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' cmd pkg test | sed 's/:func / /' | while read -r file name; do \
 	  echo "== $$(dirname $$file) $$name"; \
@@ -209,6 +209,11 @@ fuzz: setup ## fuzz each target for FUZZTIME (30s)
 crash: setup build ## kill -9 controllers and nodes at random moments while volumes, snapshots and clones are made, used and deleted
 	@RBD_CSI_BINARY=$(abspath $(BINARY)) RBD_CSI_CRASH_STAGED=200 RBD_CSI_CRASH_COPIES=300 CGO_ENABLED=1 \
 	  $(GO) test -count=1 -v -timeout 45m -tags '$(TAG)' -run TestKill ./test/crash
+# The share of the matrix in percent, and after a colon the seed of its order: FAULTS=100:7.
+FAULTS = 100
+faults: setup build crash ## crash, and then freeze, blocklist and kill clients under volumes in use; print what was tried (FAULTS=PERCENT[:SEED])
+	@RBD_CSI_BINARY=$(abspath $(BINARY)) RBD_CSI_FAULTS='$(FAULTS)' CGO_ENABLED=0 \
+	  $(GO) test -count=1 -v -timeout 120m -run 'TestFaults|TestSilentCluster' ./test/node
 bench: setup build build/bench ## count RADOS operations for each request and measure rates, beside librbd's bare minimum
 	@build/bench -binary $(BINARY)
 budgets: setup build build/bench ## check the counted operations against their budgets

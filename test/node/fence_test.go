@@ -51,38 +51,7 @@ func TestFrozenClientIsFenced(t *testing.T) {
 			if silent {
 				name = kind + "/not watching"
 			}
-			t.Run(name, func(t *testing.T) {
-				v := m.made(t, kind, nil)
-				v.write(t, m.Node)
-				thaw := v.freeze(t, m.Node)
-				late := v.writeOver(t)
-				if silent {
-					v.awaitSilence(t)
-				}
-				began := time.Now()
-				m.detachFrom(t, v, m.Node)
-				t.Logf("the detach of a frozen node took %s", time.Since(began).Round(time.Millisecond))
-
-				v.up(t, other)
-				v.read(t, other)
-				v.write(t, other)
-				thaw()
-				late.wantRefused(t)
-				v.read(t, other)
-				v.down(t, other)
-				v.up(t, other) // without what the kernel remembers
-				v.read(t, other)
-				v.down(t, other)
-
-				// The node that thawed cleans up by itself, and may have the volume again.
-				v.wantDead(t, m.Node)
-				check(t, m.Node.Unpublish(t.Context(), v.Volume, v.Name))
-				check(t, m.Node.Unstage(t.Context(), v.Volume))
-				v.up(t, m.Node)
-				v.read(t, m.Node)
-				v.down(t, m.Node)
-				check(t, m.Controller.Delete(t.Context(), v.Volume))
-			})
+			t.Run(name, func(t *testing.T) { m.frozen(t, other, kind, silent) })
 		}
 	}
 	m.wantFences(t, 4)
@@ -90,33 +59,84 @@ func TestFrozenClientIsFenced(t *testing.T) {
 	awaitEmpty(t, m)
 }
 
+// frozen is one round: a volume is taken from a node whose client is frozen, and goes back to it in the end.
+func (m *Machine) frozen(t *testing.T, other *driver.Process, kind string, silent bool) {
+	v := m.made(t, kind, nil)
+	v.write(t, m.Node)
+	thaw := v.freeze(t, m.Node)
+	late := v.writeOver(t)
+	if silent {
+		v.awaitSilence(t)
+	}
+	began := time.Now()
+	m.detachFrom(t, v, m.Node)
+	t.Logf("the detach of a frozen node took %s", time.Since(began).Round(time.Millisecond))
+
+	v.up(t, other)
+	v.read(t, other)
+	v.write(t, other)
+	thaw()
+	late.wantRefused(t)
+	v.read(t, other)
+	v.down(t, other)
+	v.up(t, other) // without what the kernel remembers
+	v.read(t, other)
+	v.down(t, other)
+
+	// The node that thawed cleans up by itself, and may have the volume again.
+	v.wantDead(t, m.Node)
+	check(t, m.Node.Unpublish(t.Context(), v.Volume, v.Name))
+	check(t, m.Node.Unstage(t.Context(), v.Volume))
+	v.up(t, m.Node)
+	v.read(t, m.Node)
+	v.down(t, m.Node)
+	check(t, m.Controller.Delete(t.Context(), v.Volume))
+}
+
 // TestBlocklistedUnderAWriter shuts out the client of a running pod, as Ceph does with one that was silent while
 // another wanted its lock. The next pod on the node gets a new device, with all that was synced.
 func TestBlocklistedUnderAWriter(t *testing.T) {
 	m := Start(t, shared.ForTest(t, ceph.Options{}))
 	for _, kind := range []string{"ext4", "block"} {
-		t.Run(kind, func(t *testing.T) {
-			v := m.made(t, kind, nil)
-			v.write(t, m.Node)
-			failed := v.writeBehind(t)
-			client := v.client(t)
-			_, err := m.Ceph.Ceph(t.Context(), "osd", "blocklist", "add", client)
-			check(t, err)
-			if err := <-failed; err == nil {
-				t.Error("the writer ended without an error, want one of I/O")
-			}
-			v.wantDead(t, m.Node)
-			check(t, m.Node.Unpublish(t.Context(), v.Volume, v.Name))
-			check(t, m.Node.Publish(t.Context(), v.Volume, v.attached, v.Name))
-			v.read(t, m.Node)
-			if now := v.client(t); now == client {
-				t.Errorf("the client is %s still, want another", now)
-			}
-			v.down(t, m.Node)
-			check(t, m.Controller.Delete(t.Context(), v.Volume))
-		})
+		t.Run(kind, func(t *testing.T) { m.deviceDies(t, kind, m.blocklist) })
 	}
 	awaitEmpty(t, m)
+}
+
+// blocklist shuts out the client of a volume.
+func (m *Machine) blocklist(t *testing.T, v *volume) {
+	t.Helper()
+	_, err := m.Ceph.Ceph(t.Context(), "osd", "blocklist", "add", v.client(t))
+	check(t, err)
+}
+
+// killWorker kills the process that serves the node's only volume.
+func (m *Machine) killWorker(t *testing.T, _ *volume) {
+	t.Helper()
+	workers, err := m.Node.Workers()
+	check(t, err)
+	if len(workers) != 1 {
+		t.Fatalf("%s has the workers %v, want one", m.Node.Name, workers)
+	}
+	check(t, syscall.Kill(workers[0], syscall.SIGKILL))
+}
+
+// deviceDies is one round: the device of a volume dies under a writer, and the next pod on the node has a new one.
+func (m *Machine) deviceDies(t *testing.T, kind string, die func(*testing.T, *volume)) {
+	t.Helper()
+	v := m.made(t, kind, nil)
+	v.write(t, m.Node)
+	failed := v.writeBehind(t)
+	die(t, v)
+	if err := <-failed; err == nil {
+		t.Error("the writer ended without an error, want one of I/O")
+	}
+	v.wantDead(t, m.Node)
+	check(t, m.Node.Unpublish(t.Context(), v.Volume, v.Name))
+	check(t, m.Node.Publish(t.Context(), v.Volume, v.attached, v.Name))
+	v.read(t, m.Node)
+	v.down(t, m.Node)
+	check(t, m.Controller.Delete(t.Context(), v.Volume))
 }
 
 // client returns the client that has the volume's image open.
@@ -192,7 +212,15 @@ func (v *volume) wantDead(t *testing.T, node *driver.Process) {
 // its generation gone.
 func TestStageAfterTheFence(t *testing.T) {
 	m, other := fenceMachine(t)
-	v := m.made(t, "ext4", nil)
+	m.staleStage(t, other, "ext4")
+	m.wantFences(t, 0)
+	awaitEmpty(t, m)
+}
+
+// staleStage is one round of it.
+func (m *Machine) staleStage(t *testing.T, other *driver.Process, kind string) {
+	t.Helper()
+	v := m.made(t, kind, nil)
 	v.write(t, m.Node)
 	v.down(t, m.Node)
 	id, err := m.Node.ID(t.Context())
@@ -200,12 +228,14 @@ func TestStageAfterTheFence(t *testing.T) {
 	stale, err := m.Controller.Attach(t.Context(), v.Volume, id)
 	check(t, err)
 	check(t, syscall.Kill(m.Node.PID(), syscall.SIGSTOP))
+	thaw := sync.OnceValue(func() error { return syscall.Kill(m.Node.PID(), syscall.SIGCONT) })
+	t.Cleanup(func() { _ = thaw() })
 	staged := make(chan error, 1)
 	go func() { staged <- m.Node.Stage(t.Context(), v.Volume, stale) }()
 	m.detachFrom(t, v, m.Node)
 	v.up(t, other)
 	v.write(t, other)
-	check(t, syscall.Kill(m.Node.PID(), syscall.SIGCONT))
+	check(t, thaw())
 	if err := <-staged; status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("a stage that comes after the detach: %v, want FailedPrecondition", err)
 	}
@@ -213,8 +243,6 @@ func TestStageAfterTheFence(t *testing.T) {
 	v.read(t, other)
 	v.down(t, other)
 	check(t, m.Controller.Delete(t.Context(), v.Volume))
-	m.wantFences(t, 0)
-	awaitEmpty(t, m)
 }
 
 // freeze stops the workers of a node, which are the clients of its volumes.

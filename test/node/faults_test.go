@@ -1,0 +1,84 @@
+package node
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// FaultsVariable holds how often the faults of TestFaults come, as a share of what `make faults` wants in percent, and
+// after a colon, if wanted, the seed of their order: 100:7.
+const FaultsVariable = "RBD_CSI_FAULTS"
+
+// A fault is a row of the matrix.
+type fault struct {
+	name  string
+	times int // of `make faults`
+	round func(t *testing.T, kind string)
+	// tried and failed count the rounds.
+	tried, failed int
+	longest       time.Duration
+}
+
+// TestFaults brings faults over volumes in use, in a random order that the seed tells, and prints how often each was
+// tried and how often it went wrong: data lost, something left, or a request that did not come back. What `go test` runs is each once.
+func TestFaults(t *testing.T) {
+	share, seed := faultPlan(t)
+	m, other := fenceMachine(t)
+	matrix := []*fault{
+		{name: "client frozen past its watch, volume moved, client thawed", times: 20, round: func(t *testing.T, kind string) { m.frozen(t, other, kind, true) }},
+		{name: "client frozen and watching, volume moved, client thawed", times: 20, round: func(t *testing.T, kind string) { m.frozen(t, other, kind, false) }},
+		{name: "stage frozen before map", times: 10, round: func(t *testing.T, kind string) { m.staleStage(t, other, kind) }},
+		{name: "blocklisted under a running writer, healed", times: 20, round: func(t *testing.T, kind string) { m.deviceDies(t, kind, m.blocklist) }},
+		{name: "worker killed under a running writer, healed", times: 30, round: func(t *testing.T, kind string) { m.deviceDies(t, kind, m.killWorker) }},
+	}
+	t.Logf("seed %d, %d %% of the matrix", seed, share)
+	random := rand.New(rand.NewPCG(seed, 0))
+	for _, one := range faultOrder(random, matrix, share) {
+		kind := []string{"ext4", "xfs", "block"}[random.IntN(3)]
+		one.tried++
+		began := time.Now()
+		if !t.Run(fmt.Sprintf("%s/%d/%s", one.name, one.tried, kind), func(t *testing.T) { one.round(t, kind) }) {
+			one.failed++
+		}
+		one.longest = max(one.longest, time.Since(began))
+	}
+	awaitEmpty(t, m)
+	var table strings.Builder
+	for _, one := range matrix {
+		fmt.Fprintf(&table, "%-60s tried %3d  lost, leaked or stuck %d  longest %s\n", one.name, one.tried, one.failed, one.longest.Round(time.Second))
+	}
+	t.Logf("seed %d:\n%s", seed, table.String())
+}
+
+// faultPlan reads how much of the matrix is wanted, 0 for each row once, and in which order.
+func faultPlan(t *testing.T) (share int, seed uint64) {
+	t.Helper()
+	text, seedText, seeded := strings.Cut(os.Getenv(FaultsVariable), ":")
+	seed = uint64(time.Now().UnixNano())
+	var err error
+	if seeded {
+		seed, err = strconv.ParseUint(seedText, 10, 64)
+		check(t, err)
+	}
+	if text != "" {
+		share, err = strconv.Atoi(text)
+		check(t, err)
+	}
+	return share, seed
+}
+
+// faultOrder returns the rounds of all rows, mixed.
+func faultOrder(random *rand.Rand, matrix []*fault, share int) (order []*fault) {
+	for _, one := range matrix {
+		for range max(1, one.times*share/100) {
+			order = append(order, one)
+		}
+	}
+	random.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+	return order
+}
