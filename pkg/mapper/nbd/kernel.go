@@ -169,16 +169,17 @@ const (
 	maxLeft = 64
 )
 
-// probe reads the first block past the page cache, and says why a device is dead, or nothing. It
-// reads in a child: a read that waits for the cluster can be given up on, but not interrupted.
-func (m *Mapper) probe(ctx context.Context, one entry) string {
+// probe reads the first block past the page cache, and says why a device is dead, or nothing, and
+// whether it has answered in time. It reads in a child: a read that waits for the cluster can
+// be given up on, but not interrupted.
+func (m *Mapper) probe(ctx context.Context, one entry) (dead string, answered bool) {
 	if m.left.Load() >= maxLeft {
-		return ""
+		return "", false
 	}
 	// It is killed when ctx ends, and not waited for: see below.
 	command := exec.CommandContext(context.WithoutCancel(ctx), "dd", "if="+filepath.Join(m.kernel.dev, one.name()), "of=/dev/null", "bs=4096", "count=1", "iflag=direct", "status=none")
 	if command.Start() != nil {
-		return ""
+		return "", false
 	}
 	ended := make(chan error, 1)
 	m.left.Add(1)
@@ -192,12 +193,13 @@ func (m *Mapper) probe(ctx context.Context, one entry) string {
 	case err := <-ended:
 		var status *exec.ExitError
 		if errors.As(err, &status) && status.Exited() {
-			return "reading it ends with an error; its client may be blocklisted, or its image gone"
+			return "reading it ends with an error; its client may be blocklisted, or its image gone", true
 		}
+		return "", true
 	case <-ctx.Done():
 		_ = command.Process.Kill()
+		return "", false
 	}
-	return ""
 }
 
 // cookiePrefix begins the cookies of the driver.

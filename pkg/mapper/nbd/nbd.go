@@ -256,12 +256,18 @@ func (m *Mapper) Find(ctx context.Context, wanted func(mapper.Target) bool) ([]m
 	return devices, nil
 }
 
-// dead says why a device is dead, or nothing.
+// dead says why a device is dead, or nothing. Who asks in the moment in which the processes are killed
+// finds them there, and no answer; so where there is none it looks for them once more.
 func (m *Mapper) dead(ctx context.Context, at place, one entry) string {
-	if served, err := at.served(); err == nil && !served {
-		return "its rbd-nbd is gone"
+	const gone = "its rbd-nbd is gone"
+	if !at.mayBeServed() {
+		return gone
 	}
-	return m.probe(ctx, one)
+	dead, answered := m.probe(ctx, one)
+	if !answered && !at.mayBeServed() {
+		return gone
+	}
+	return dead
 }
 
 // Unmap makes sure that the device is gone; see [mapper.Mapper]. The device is known by its

@@ -98,6 +98,12 @@ func (p place) served() (bool, error) {
 	return false, err
 }
 
+// mayBeServed is served where not to know means yes.
+func (p place) mayBeServed() bool {
+	served, err := p.served()
+	return served || err != nil
+}
+
 // awaitEnd waits until neither a worker nor an rbd-nbd lives.
 func (p place) awaitEnd(ctx context.Context) error {
 	return await(ctx, "end of rbd-nbd", func() (bool, error) {
