@@ -2,7 +2,6 @@ package volume
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -247,12 +246,8 @@ func (s *Store) fence(ctx context.Context, i image.Image, of target) error {
 		Image: i.String(), ID: i.ID, Node: of.entry.Node, Boot: of.entry.Boot,
 		At: now.Unix(), Until: wanted.Unix(), Recorded: of.client == of.entry.Client,
 	}
-	text, err := json.Marshal(note)
-	if err != nil {
-		return err
-	}
 	step.Set(ctx, "shutting out client", of.client, "of node", of.entry.Node)
-	if err := i.Pool.NoteFence(ctx, of.client, string(text)); err != nil {
+	if err := i.Pool.NoteFence(ctx, of.client, image.Written(note)); err != nil {
 		return fmt.Errorf("fence client %s of node %s from volume %s: %w", of.client, of.entry.Node, i, err)
 	}
 	until, err := i.Pool.Blocklist(ctx, i.ID, of.client, rbd.FenceTime)

@@ -10,6 +10,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
+	"github.com/rbd-csi/rbd-csi/pkg/image"
 	"github.com/rbd-csi/rbd-csi/pkg/params"
 	"github.com/rbd-csi/rbd-csi/pkg/volid"
 )
@@ -92,8 +93,7 @@ func (s *Store) Unfence(ctx context.Context, one Fenced, as params.Credentials) 
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	if err := pool.Unblocklist(ctx, one.Client); err != nil {
-		text, _ := json.Marshal(one.Fence)
-		return fmt.Errorf("%s: %w", what, errors.Join(err, pool.NoteFence(ctx, one.Client, string(text))))
+		return fmt.Errorf("%s: %w", what, errors.Join(err, pool.NoteFence(ctx, one.Client, image.Written(one.Fence))))
 	}
 	return nil
 }
