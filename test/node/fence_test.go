@@ -63,6 +63,7 @@ func TestFrozenClientIsFenced(t *testing.T) {
 func (m *Machine) frozen(t *testing.T, other *driver.Process, kind string, silent bool) {
 	v := m.made(t, kind, nil)
 	v.write(t, m.Node)
+	client := v.client(t)
 	thaw := v.freeze(t, m.Node)
 	late := v.writeOver(t)
 	if silent {
@@ -72,11 +73,19 @@ func (m *Machine) frozen(t *testing.T, other *driver.Process, kind string, silen
 	m.detachFrom(t, v, m.Node)
 	t.Logf("the detach of a frozen node took %s", time.Since(began).Round(time.Millisecond))
 
+	m.wantBlocklisted(t, client)
+	if !silent {
+		// Nobody else has the image open yet, and so nobody but the driver can have shut the client out.
+		thaw()
+		late.wantRefused(t)
+	}
 	v.up(t, other)
 	v.read(t, other)
 	v.write(t, other)
-	thaw()
-	late.wantRefused(t)
+	if silent {
+		thaw()
+		late.wantRefused(t)
+	}
 	v.read(t, other)
 	v.down(t, other)
 	v.up(t, other) // without what the kernel remembers
@@ -359,6 +368,18 @@ func (m *Machine) wantFences(t *testing.T, want int) {
 	list, err := m.command(t, m.Driver.Folder("clusters"), "fences")
 	if got := strings.Count(list, "127.0.0.1:0/"); got != want || err != nil {
 		t.Errorf("rbd-csi fences lists %d, error %v, want %d:\n%s", got, err, want, list)
+	}
+}
+
+// wantBlocklisted looks that a client is shut out for more than a year.
+func (m *Machine) wantBlocklisted(t *testing.T, client string) {
+	t.Helper()
+	list, err := m.Ceph.Ceph(t.Context(), "osd", "blocklist", "ls")
+	check(t, err)
+	_, after, found := strings.Cut(list, client+" ")
+	until, _, _ := strings.Cut(after, ".")
+	if end, err := time.Parse("2006-01-02T15:04:05", until); !found || err != nil || time.Until(end) < 365*24*time.Hour {
+		t.Errorf("after detach the blocklist has %q, want %s for more than a year", list, client)
 	}
 }
 
