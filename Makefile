@@ -61,9 +61,9 @@ TEST_KUBE = CGO_ENABLED=0 $(GO) -C test/kube test -json -count=1 -p 1 -timeout 4
 TEST_CHART = CGO_ENABLED=0 $(GO) -C test/chart test -json -count=1 ./...
 TEST_REAL = $(INSIDE) RBD_CSI_BINARY=$(abspath $(BINARY)) \
   $(GO) test -json -count=1 -p 1 -timeout 30m -tags '$(TAG)' $(filter-out $(KERNEL),$(REAL))
-TEST_KERNEL = CGO_ENABLED=0 RBD_CSI_BINARY=$(abspath $(BINARY)) $(GO) test -json -count=1 -parallel 3 -timeout 20m $(KERNEL)
-# They wait more than they work, so three run at a time. What of them `make test` runs takes less than five minutes, with
-# fetching the kernel.
+TEST_KERNEL = CGO_ENABLED=0 RBD_CSI_BINARY=$(abspath $(BINARY)) $(GO) test -json -count=1 -timeout 20m $(KERNEL)
+# What of them `make test` runs takes less than five minutes, with fetching the kernel. Ginkgo, which is in one of them,
+# does not like -parallel.
 KERNEL_PART = ^(TestReadResults|TestKRBD|TestKRBDFaults|TestTwoNodes)\$$
 
 .PHONY: help

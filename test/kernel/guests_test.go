@@ -9,7 +9,7 @@ import (
 )
 
 // TestTwoNodes takes a volume for one writer between two nodes, of which one dies.
-func TestTwoNodes(t *testing.T) {
+func TestTwoNodes(t *testing.T) { //nolint:tparallel // the subtests share guests, one after the other
 	p := newPlant(t, "krbd", 2)
 	v := p.made(t, "ext4", nil)
 	a, b := p.nodes[0], p.nodes[1]

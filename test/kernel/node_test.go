@@ -268,13 +268,13 @@ func (v *volume) wantSize(t *testing.T, n *Node, size int64) {
 }
 
 // TestNBDNode does the same with rbd-nbd, whose workers are not the plug-in's children.
-func TestNBDNode(t *testing.T) {
+func TestNBDNode(t *testing.T) { //nolint:tparallel // the subtests share guests, one after the other
 	needNBD(t)
 	testNode(t, newPlant(t, "nbd", 1, "--workers", workersSocket))
 }
 
 // TestKRBDNode takes volumes through what happens in a StatefulSet's life, with krbd.
-func TestKRBDNode(t *testing.T) {
+func TestKRBDNode(t *testing.T) { //nolint:tparallel // the subtests share guests, one after the other
 	testNode(t, newPlant(t, "krbd", 1))
 }
 
