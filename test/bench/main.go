@@ -44,10 +44,22 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
 	defer stop()
-	if err := run(ctx, o); err != nil {
+	if err := check(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+// check is run, and for the budgets once more when one was exceeded: on a machine with much other work answers come late,
+// and what is then asked again is counted too. It only ever adds to a count, and a request that has become
+// dearer is so in both.
+func check(ctx context.Context, o options) error {
+	err := run(ctx, o)
+	if !o.budgets || !errors.Is(err, errExceeded) {
+		return err
+	}
+	fmt.Print("\nOnce more, in a cluster of its own, because a budget was exceeded:\n\n")
+	return run(ctx, o)
 }
 
 type options struct {
