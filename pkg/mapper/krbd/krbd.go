@@ -85,9 +85,12 @@ const (
 	defaultTimeout = time.Minute
 	// undoTimeout bounds the removal of what a failed Map has made.
 	undoTimeout = 20 * time.Second
-	// probeTimeout is how long a device may take to answer whether it lives. One that
-	// does not is not taken for dead.
+	// probeTimeout is how long devices may take to answer whether they live, when all are listed. One
+	// that does not is not taken for dead.
 	probeTimeout = 2 * time.Second
+	// probeOneTimeout is the same for the one that a request is about. On a busy node the process that
+	// asks needs some of it to begin.
+	probeOneTimeout = 5 * time.Second
 )
 
 // bounded gives a context a deadline if it has none.
@@ -363,7 +366,7 @@ func (m *Mapper) grow(ctx context.Context, device mapper.Device) (int64, error) 
 
 // probe says why a device is dead, or nothing. It is Unavailable when the device does not answer.
 func (m *Mapper) probe(ctx context.Context, held *lock, one entry) (dead string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, probeOneTimeout)
 	defer cancel()
 	result, err := m.one(ctx, held, m.kernel.refresh(one), nil)
 	if err != nil {

@@ -59,13 +59,13 @@ func (w *writers) start(orders []Order, held *os.File) (Work, error) {
 	if err != nil {
 		return Work{}, fmt.Errorf("start a writer: %w: %w", fault.Unavailable, err)
 	}
-	go w.prepare()
 	results := make(chan Result, len(orders))
 	go func() {
 		receive(process.socket, results, len(orders))
 		<-process.ended // it has said what there is to say
 		_ = process.socket.Close()
 		close(results)
+		w.prepare() // not before: it would take the processor from this one
 	}()
 	return Work{Results: results, Kill: func() { _ = process.command.Process.Kill() }}, nil
 }
