@@ -228,29 +228,42 @@ func quiet(ctx context.Context, socket string) error {
 	return err
 }
 
-// giveUp takes down what begin has put up.
+// giveUp takes down what begin has put up. rbd-nbd ends by itself when its device is disconnected, or
+// when it is told to, and then closes the image; a client that is killed is watched by the cluster for
+// 30 s more, and the image cannot be removed as long.
 func (w *worker) giveUp() {
-	if w.device != "" {
-		if number, err := strconv.Atoi(strings.TrimPrefix(w.device, "/dev/nbd")); err == nil {
-			_ = netlinkDisconnect(number)
-		}
-	}
 	if w.server == nil {
 		return
 	}
-	// It ends by itself when its device is disconnected, and then closes the image; a client that is
-	// killed is watched by the cluster for 30 s more.
+	if w.device != "" && w.disconnect() == nil && w.server.endsWithin(gracePeriod) {
+		return
+	}
 	_ = w.server.command.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-w.server.ended:
-	case <-time.After(gracePeriod):
+	if !w.server.endsWithin(gracePeriod) {
 		_ = w.server.command.Process.Kill()
 		<-w.server.ended
 	}
 }
 
+func (w *worker) disconnect() error {
+	number, err := strconv.Atoi(strings.TrimPrefix(w.device, "/dev/nbd"))
+	if err != nil {
+		return err
+	}
+	return netlinkDisconnect(number)
+}
+
+func (s *server) endsWithin(limit time.Duration) bool {
+	select {
+	case <-s.ended:
+		return true
+	case <-time.After(limit):
+		return false
+	}
+}
+
 // gracePeriod is how long rbd-nbd may take to close an image that it has opened.
-const gracePeriod = 3 * time.Second
+const gracePeriod = 10 * time.Second
 
 // keepServing waits until the device is disconnected, and meanwhile starts a new rbd-nbd when one
 // has died.
