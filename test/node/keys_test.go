@@ -30,7 +30,7 @@ func TestKeysAreNowhere(t *testing.T) {
 	keys := forms(t, given, strings.TrimSpace(kept), wrongKey)
 
 	talker := m.talkative(t)
-	v := &volume{Machine: talker, kind: "ext4"}
+	v := &volume{}
 	right := map[string]string{"userID": secret, "userKey": given}
 	var said []string
 	for i, secrets := range []map[string]string{nil, right, {"userID": secret, "userKey": wrongKey}, {"userID": secret, "userKey": "no key at all " + wrongKey}} {
