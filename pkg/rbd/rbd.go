@@ -132,7 +132,7 @@ type Pool interface {
 	Trashed(ctx context.Context) ([]TrashEntry, error)
 	// Purge removes an image in the trash with its data. It returns fault.NotFound
 	// when the trash has no such ID, and fault.InUse, with the image left whole,
-	// while a client watches it or it has snapshots. About 30 operations, and
+	// while a client watches it or it has snapshots. About 31 operations, and
 	// one for each data object (librbd).
 	Purge(ctx context.Context, id string) error
 

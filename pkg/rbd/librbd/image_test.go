@@ -276,7 +276,7 @@ func TestOperations(t *testing.T) {
 		{"RemoveName", 1, func(i int) error { return p.RemoveName(ctx, names[i], ids[i]) }},
 		{"RemoveEntry", 1, func(i int) error { return p.RemoveEntry(ctx, names[i], ids[i]) }},
 		{"Trashed", 1, func(i int) error { _, err := p.Trashed(ctx); return err }},
-		{"Purge", 30, func(i int) error { return p.Purge(ctx, ids[i]) }},
+		{"Purge", 31, func(i int) error { return p.Purge(ctx, ids[i]) }},
 		{"ReserveHeader", 1, func(i int) error { return p.ReserveHeader(ctx, ids[i], nil) }},
 		{"RemoveHeader", 1, func(i int) error { return p.RemoveHeader(ctx, ids[i]) }},
 		{"RemoveObjectMap", 1, func(i int) error { return p.RemoveObjectMap(ctx, ids[i]) }},
