@@ -25,6 +25,7 @@ pkg/filesystem                | fault                                           
 adapters                      | imports                                                      | libraries                               | in tests also
 pkg/rbd/rbdtest               | fault params rbd step volid                                  |                                         |
 pkg/rbd/librbd                | cluster fault params rbd step volid                          | C go-ceph klog                          | rbd/rbdtest test/ceph
+pkg/kubernetes                | fault                                                        | client-go                               |
 pkg/mapper/mappertest         | cluster fault mapper volid                                   |                                         |
 pkg/mapper/fuse               | cluster fault mapper params step volid                       | klog mountinfo sys                      | go-ceph mapper/fuse/launcher mapper/fuse/worker mapper/mappertest test/ceph
 pkg/mapper/fuse/launcher      | fault mapper/fuse                                            | klog sys                                | mapper params volid
@@ -81,6 +82,7 @@ test/changed                  |                                                 
 // beginning of its import path; the longest that fits counts.
 var libraries = map[string]string{
 	"C":          "C",
+	"client-go":  "k8s.io/client-go k8s.io/apimachinery",
 	"codes":      "google.golang.org/grpc/codes google.golang.org/grpc/status",
 	"cobra":      "github.com/spf13",
 	"csi":        "github.com/container-storage-interface/spec",

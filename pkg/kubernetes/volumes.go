@@ -1,0 +1,87 @@
+package kubernetes
+
+import (
+	"context"
+	"time"
+
+	"github.com/rbd-csi/rbd-csi/pkg/fault"
+)
+
+// A Volume is a PersistentVolume of a driver.
+type Volume struct {
+	Name   string // of the PersistentVolume
+	Handle string
+	// Claim is what it is bound to, as NAMESPACE/NAME; empty: nothing yet.
+	Claim string
+}
+
+// Volumes returns the PersistentVolumes of a driver. It costs a request for each 500 PersistentVolumes of the
+// cluster, whosever they are.
+func (c *Client) Volumes(ctx context.Context, driver string) ([]Volume, error) {
+	type object struct {
+		Metadata struct{ Name string }
+		Spec     struct {
+			CSI *struct {
+				Driver       string
+				VolumeHandle string
+			}
+			ClaimRef *struct{ Namespace, Name string }
+		}
+	}
+	var found []Volume
+	for one, err := range list[object](ctx, c, "/api/v1/persistentvolumes", nil) {
+		if err != nil {
+			return nil, err
+		}
+		if one.Spec.CSI == nil || one.Spec.CSI.Driver != driver {
+			continue
+		}
+		volume := Volume{Name: one.Metadata.Name, Handle: one.Spec.CSI.VolumeHandle}
+		if claim := one.Spec.ClaimRef; claim != nil {
+			volume.Claim = claim.Namespace + "/" + claim.Name
+		}
+		found = append(found, volume)
+	}
+	return found, nil
+}
+
+// A Snapshot is a VolumeSnapshotContent of a driver.
+type Snapshot struct {
+	Name string // of the VolumeSnapshotContent
+	// Handle is empty while the snapshot is being made.
+	Handle string
+	Made   time.Time // when the object was made
+}
+
+// Snapshots returns the VolumeSnapshotContents of a driver; none where the cluster does not have that kind of objects.
+func (c *Client) Snapshots(ctx context.Context, driver string) ([]Snapshot, error) {
+	type object struct {
+		Metadata struct {
+			Name              string
+			CreationTimestamp time.Time
+		}
+		Spec struct {
+			Driver string
+			Source struct{ SnapshotHandle string }
+		}
+		Status struct{ SnapshotHandle string }
+	}
+	var found []Snapshot
+	for one, err := range list[object](ctx, c, "/apis/snapshot.storage.k8s.io/v1/volumesnapshotcontents", nil) {
+		if fault.Is(err, fault.NotFound) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if one.Spec.Driver != driver {
+			continue
+		}
+		handle := one.Status.SnapshotHandle
+		if handle == "" {
+			handle = one.Spec.Source.SnapshotHandle
+		}
+		found = append(found, Snapshot{Name: one.Metadata.Name, Handle: handle, Made: one.Metadata.CreationTimestamp})
+	}
+	return found, nil
+}
