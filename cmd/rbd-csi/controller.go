@@ -83,7 +83,7 @@ func runController(ctx context.Context, s serving, c controlling) error {
 		store.KeepFences(ctx)
 		return nil
 	}
-	return s.serve(ctx, services, part{"purge", purging}, part{"flatten", flattening}, part{"fences", fencing})
+	return s.serve(ctx, services, part{name: "purge", run: purging}, part{name: "flatten", run: flattening}, part{name: "fences", run: fencing})
 }
 
 // onlyCluster returns the name of the cluster if there is one only, and "" otherwise.

@@ -34,6 +34,7 @@ type nodeFlags struct {
 	runDirectory string
 	workers      string
 	segments     map[string]string
+	heal         healing
 }
 
 func nodeCommand() *cobra.Command {
@@ -56,6 +57,7 @@ func nodeCommand() *cobra.Command {
 	flags.StringToStringVar(&f.segments, "topology", nil, "where this node is, as KEY=VALUE,...; CSIStorageCapacity wants some key, the same on all nodes")
 	flags.BoolVar(&f.loadModules, "load-modules", false, "load the kernel's modules rbd and nbd with modprobe, which needs the host's /lib/modules")
 	flags.StringVar(&f.runDirectory, "run-directory", fuse.DefaultDirectory, "directory for the mappings of the mappers fuse and nbd, and for locks, on a tmpfs")
+	f.heal.flags(command)
 	flags.StringVar(&f.workers, "workers", "", "socket of rbd-csi workers, which starts the workers of the mappers fuse and nbd; empty: they are this process's children, and die with its container")
 	return command
 }
@@ -67,6 +69,9 @@ func runNode(ctx context.Context, f nodeFlags) error {
 	}
 	if err := node.CheckSegments(f.segments); err != nil {
 		return fmt.Errorf("--topology: %w", err)
+	}
+	if err := f.heal.check(); err != nil {
+		return err
 	}
 	f.topology = len(f.segments) > 0
 	boot, err := bootID()
@@ -87,7 +92,7 @@ func runNode(ctx context.Context, f nodeFlags) error {
 		Files:    linux.New(linux.Options{}),
 	})
 	service := &node.Service{Host: volumes, Node: id, MostVolumes: f.mostVolumes, Segments: f.segments}
-	return f.serve(ctx, server.Options{Node: service}, f.registration()...)
+	return f.serve(ctx, server.Options{Node: service}, append(f.registration(), f.heal.part(f.driver, f.name, volumes)...)...)
 }
 
 // mappers returns the ways to map, in the order in which a class with "mapper: auto" tries them.
@@ -120,7 +125,7 @@ func (f nodeFlags) registration() []part {
 		plugin.Endpoint = strings.TrimPrefix(f.endpoint, "unix://")
 	}
 	socket := registrar.Socket(f.kubeletRoot, plugin)
-	return []part{{"registration", func(ctx context.Context) error { return registrar.Run(ctx, socket, plugin) }}}
+	return []part{{name: "registration", run: func(ctx context.Context) error { return registrar.Run(ctx, socket, plugin) }}}
 }
 
 // bootID returns the kernel's boot ID: it tells whether a client that a node has

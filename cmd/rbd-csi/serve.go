@@ -58,6 +58,8 @@ func (s *serving) connect() (directory cluster.Directory, clusters *librbd.Clust
 type part struct {
 	name string
 	run  func(ctx context.Context) error
+	// metrics are what /metrics tells of it.
+	metrics []prometheus.Collector
 }
 
 // serve serves the services, health and metrics, and the other parts, until the
@@ -72,10 +74,13 @@ func (s *serving) serve(ctx context.Context, services server.Options, others ...
 		return err
 	}
 	csi := server.New(services)
-	parts := append([]part{{"CSI", func(ctx context.Context) error { return csi.ServeListener(ctx, listener) }}}, others...)
+	parts := append([]part{{name: "CSI", run: func(ctx context.Context) error { return csi.ServeListener(ctx, listener) }}}, others...)
+	for _, p := range others {
+		registry.MustRegister(p.metrics...)
+	}
 	if s.http != "" {
 		health := server.Health{Live: server.Probe(s.endpoint), Metrics: registry, Timeout: 5 * time.Second}
-		parts = append(parts, part{"health", func(ctx context.Context) error { return health.Serve(ctx, s.http) }})
+		parts = append(parts, part{name: "health", run: func(ctx context.Context) error { return health.Serve(ctx, s.http) }})
 	}
 	return runAll(ctx, parts)
 }

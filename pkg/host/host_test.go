@@ -498,6 +498,74 @@ func TestPublishRevives(t *testing.T) {
 	want(t, "health of what is not here", err, fault.NotFound, "not mapped")
 }
 
+// TestPublishChecksAnew publishes a volume whose filesystem went read-only since it was staged.
+func TestPublishChecksAnew(t *testing.T) {
+	m := newRack(t).machine(t, "a")
+	ctx := t.Context()
+	spec := m.attached(t, "pvc-1")
+	must(t, m.Stage(ctx, spec, nobody))
+	publish := PublishSpec{Handle: spec.Handle, Staged: m.staging(), Path: m.target(), Stage: &spec}
+	must(t, m.Publish(ctx, publish))
+	m.files.Stop(m.device(t))
+	second := publish
+	second.Path += "2"
+	want(t, "publish beside a pod with the old mount", m.Publish(ctx, second), fault.Unavailable, m.target())
+	must(t, m.Unpublish(ctx, spec.Handle, m.target()))
+	m.files.Reset()
+	must(t, m.Publish(ctx, second))
+	if !slices.ContainsFunc(m.files.Calls(), func(c filesystemtest.Call) bool { return c.Method == "Check" }) {
+		t.Error("the filesystem was not checked, want it checked before it is mounted anew")
+	}
+	if point, _, err := m.files.At(ctx, second.Path); err != nil || point.ReadOnly {
+		t.Errorf("got %+v, %v, want it mounted to write", point, err)
+	}
+}
+
+// device is the only device of the machine.
+func (m *machine) device(t *testing.T) string {
+	t.Helper()
+	devices, err := m.devices.Devices(t.Context())
+	must(t, err)
+	if len(devices) != 1 {
+		t.Fatalf("got the devices %v, want one", devices)
+	}
+	return devices[0].Path
+}
+
+// TestAiling finds the volumes on the node that something is wrong with, and where they are mounted.
+func TestAiling(t *testing.T) {
+	m := newRack(t).machine(t, "a")
+	ctx := t.Context()
+	wantAiling := func(when, reason string, paths ...string) {
+		t.Helper()
+		ailing, err := m.Ailing(ctx)
+		must(t, err)
+		if reason == "" && len(ailing) > 0 {
+			t.Errorf("%s: got %v, want nothing", when, ailing)
+		}
+		if reason == "" {
+			return
+		}
+		if len(ailing) != 1 || ailing[0].Reason != reason || !slices.Equal(ailing[0].Paths, paths) || ailing[0].Volume.Name != "pvc-1" {
+			t.Errorf("%s: got %+v, want %s of pvc-1 at %q", when, ailing, reason, paths)
+		}
+	}
+	wantAiling("nothing is here", "")
+	spec := m.attached(t, "pvc-1")
+	must(t, m.Stage(ctx, spec, nobody))
+	must(t, m.Publish(ctx, PublishSpec{Handle: spec.Handle, Staged: m.staging(), Path: m.target()}))
+	wantAiling("all is well", "")
+	m.files.Stop(m.device(t))
+	wantAiling("the filesystem stopped", FilesystemReadOnly, m.staging(), m.target())
+	found, err := image.Find(ctx, m.process, spec.Handle, nobody)
+	must(t, err)
+	m.devices.Die(targetOf(found), "its client was blocklisted")
+	wantAiling("the device died", DeviceDead, m.staging(), m.target())
+	must(t, m.Unpublish(ctx, spec.Handle, m.target()))
+	must(t, m.files.Unmount(ctx, m.staging()))
+	wantAiling("nobody has it any more", "")
+}
+
 func TestPublish(t *testing.T) {
 	m := newRack(t).machine(t, "a")
 	ctx := t.Context()

@@ -30,7 +30,7 @@ type PublishSpec struct {
 }
 
 // Publish makes sure that the staged volume is seen at the target path. It asks
-// the kernel only, unless the device is dead: then it stages the volume anew. fault.InUse means that the volume is not staged, that the
+// the kernel only, unless the device is dead or its filesystem went read-only: then it stages the volume anew. fault.InUse means that the volume is not staged, that the
 // path is occupied, or that the volume may be published once only and is.
 func (h *Host) Publish(ctx context.Context, spec PublishSpec) error {
 	staged, err := h.at(ctx, spec.Handle, stagedAt(spec.Staged, spec.Block))
@@ -40,8 +40,8 @@ func (h *Host) Publish(ctx context.Context, spec PublishSpec) error {
 	if err != nil {
 		return fmt.Errorf("publish volume %s: %w", spec.Handle, err)
 	}
-	if staged.device.Dead != "" {
-		if staged, err = h.revive(ctx, spec, staged); err != nil {
+	if wrong := ailment(staged.device, staged.point); wrong != nil {
+		if staged, err = h.revive(ctx, spec, staged, wrong); err != nil {
 			return fmt.Errorf("publish volume %s: %w", spec.Handle, err)
 		}
 	}

@@ -87,7 +87,9 @@ func TestDefaults(t *testing.T) {
 	want := []string{
 		"CSIDriver rbd-csi.io",
 		"ClusterRole storage-rbd-csi-controller",
+		"ClusterRole storage-rbd-csi-node",
 		"ClusterRoleBinding storage-rbd-csi-controller",
+		"ClusterRoleBinding storage-rbd-csi-node",
 		"ConfigMap rbd-csi-uninstall",
 		"DaemonSet rbd-csi-node",
 		"DaemonSet rbd-csi-workers",

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -43,7 +44,8 @@ func TestControllerHasNoPrivilege(t *testing.T) {
 	}
 }
 
-// TestNodesHaveWhatTheyNeed looks at the pods on the nodes: privileged, but without the host's processes and without access to Kubernetes.
+// TestNodesHaveWhatTheyNeed looks at the pods on the nodes: privileged, but without the host's processes and without
+// access to Kubernetes, but for the node plug-in that reports volumes that went bad.
 func TestNodesHaveWhatTheyNeed(t *testing.T) {
 	for _, name := range cases {
 		objects := render(t, releaseOf(t, name))
@@ -56,8 +58,9 @@ func TestNodesHaveWhatTheyNeed(t *testing.T) {
 			if spec.HostPID || spec.HostIPC || !spec.HostNetwork || spec.DNSPolicy != corev1.DNSClusterFirstWithHostNet {
 				t.Errorf("%s: got hostPID %v, hostIPC %v, hostNetwork %v, dnsPolicy %s, want the host's network only", set.Name, spec.HostPID, spec.HostIPC, spec.HostNetwork, spec.DNSPolicy)
 			}
-			if spec.AutomountServiceAccountToken == nil || *spec.AutomountServiceAccountToken {
-				t.Errorf("%s: gets a token, want none", set.Name)
+			reports := strings.HasSuffix(set.Name, "-node") && name != "everything"
+			if spec.AutomountServiceAccountToken == nil || *spec.AutomountServiceAccountToken != reports {
+				t.Errorf("%s: %s: gets a token: want %t", name, set.Name, reports)
 			}
 			if spec.PriorityClassName != "system-node-critical" {
 				t.Errorf("%s: got priority %s, want system-node-critical", set.Name, spec.PriorityClassName)
@@ -128,7 +131,7 @@ func TestRolesAreNarrow(t *testing.T) {
 // TestRoleOfTheDefaults pins what the controller may in the whole cluster by default.
 func TestRoleOfTheDefaults(t *testing.T) {
 	got := sets.New[string]()
-	for _, rule := range one[*rbacv1.ClusterRole](t, render(t, releaseOf(t, "")), "").Rules {
+	for _, rule := range one[*rbacv1.ClusterRole](t, render(t, releaseOf(t, "")), "-controller").Rules {
 		for _, resource := range rule.Resources {
 			for _, verb := range rule.Verbs {
 				got.Insert(verb + " " + resource)
@@ -148,12 +151,15 @@ func TestRoleOfTheDefaults(t *testing.T) {
 	}
 }
 
-// TestOnlyTheControllerHasARole reads the bindings.
-func TestOnlyTheControllerHasARole(t *testing.T) {
+// TestWhoHasARole reads the bindings: the controller, and nodes that report volumes that went bad.
+func TestWhoHasARole(t *testing.T) {
 	for _, name := range cases {
 		objects := render(t, releaseOf(t, name))
 		var subjects []rbacv1.Subject
 		for _, b := range of[*rbacv1.ClusterRoleBinding](objects) {
+			if strings.HasSuffix(b.Name, "-node") && b.RoleRef.Name == b.Name && strings.HasSuffix(b.Subjects[0].Name, "-node") && len(b.Subjects) == 1 {
+				continue // its role is TestRoleOfNodes's
+			}
 			subjects = append(subjects, b.Subjects...)
 		}
 		for _, b := range of[*rbacv1.RoleBinding](objects) {
@@ -166,6 +172,39 @@ func TestOnlyTheControllerHasARole(t *testing.T) {
 			if subject.Kind != rbacv1.ServiceAccountKind || !strings.HasSuffix(subject.Name, "-controller") || subject.Namespace != releaseOf(t, name).Namespace {
 				t.Errorf("%s: got %v bound to a role, want the controller only", name, subject)
 			}
+		}
+	}
+}
+
+// TestRoleOfNodes pins what the node plug-in may: no more than its policy for volumes that went bad needs.
+func TestRoleOfNodes(t *testing.T) {
+	for policy, want := range map[string][]string{
+		"off":     nil,
+		"report":  {"create events []", "list pods []"},
+		"restart": {"create events []", "delete pods []", "list pods []"},
+	} {
+		objects := with(t, "", map[string]any{"node.heal": policy})
+		var got []string
+		for _, role := range of[*rbacv1.ClusterRole](objects) {
+			if strings.HasSuffix(role.Name, "-node") {
+				got = append(got, permissions(role)...)
+			}
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: got %q, want %q", policy, got, want)
+		}
+		if arguments := one[*appsv1.DaemonSet](t, objects, "-node").Spec.Template.Spec.Containers[0].Args; !slices.Contains(arguments, "--heal="+policy) {
+			t.Errorf("%s: got arguments %q, want --heal=%s among them", policy, arguments, policy)
+		}
+		var own []string
+		for _, p := range of[*admissionregistrationv1.ValidatingAdmissionPolicy](objects) {
+			if strings.HasSuffix(p.Name, "-own-pods") {
+				own = append(own, p.Spec.MatchConditions[0].Expression)
+			}
+		}
+		if narrowed := slices.Contains(own, "request.userInfo.username == 'system:serviceaccount:storage:rbd-csi-node'"); narrowed != (policy == "restart") {
+			t.Errorf("%s: got policies for %q, want one that narrows the deletion of pods: %t", policy, own, policy == "restart")
 		}
 	}
 }

@@ -38,7 +38,7 @@ func TestSnapshotsWhereTheyCanBe(t *testing.T) {
 			objects := render(t, release)
 			containers := one[*appsv1.Deployment](t, objects, "").Spec.Template.Spec.Containers
 			runs := slices.ContainsFunc(containers, func(c corev1.Container) bool { return c.Name == "snapshotter" })
-			mayList := slices.ContainsFunc(one[*rbacv1.ClusterRole](t, objects, "").Rules, func(r rbacv1.PolicyRule) bool {
+			mayList := slices.ContainsFunc(one[*rbacv1.ClusterRole](t, objects, "-controller").Rules, func(r rbacv1.PolicyRule) bool {
 				return slices.Contains(r.Resources, "volumesnapshotcontents")
 			})
 			mayLead := slices.ContainsFunc(one[*rbacv1.Role](t, objects, "").Rules, func(r rbacv1.PolicyRule) bool {
@@ -79,11 +79,11 @@ func TestSnapshotMetadata(t *testing.T) {
 		t.Errorf("Service: got port %d to %s, want 7443 to metadata-grpc", port.Port, port.TargetPort.String())
 	}
 	for _, want := range []string{"get snapshotmetadataservices [other.example.com]", "create tokenreviews []", "create subjectaccessreviews []"} {
-		if may := permissions(one[*rbacv1.ClusterRole](t, objects, "")); !slices.Contains(may, want) {
+		if may := permissions(one[*rbacv1.ClusterRole](t, objects, "-controller")); !slices.Contains(may, want) {
 			t.Errorf("got permissions\n%s\nwant %s", strings.Join(may, "\n"), want)
 		}
 	}
-	for _, may := range permissions(one[*rbacv1.ClusterRole](t, with(t, "everything", map[string]any{"snapshotMetadata.enabled": false}), "")) {
+	for _, may := range permissions(one[*rbacv1.ClusterRole](t, with(t, "everything", map[string]any{"snapshotMetadata.enabled": false}), "-controller")) {
 		if strings.Contains(may, "review") || strings.Contains(may, "snapshotmetadata") {
 			t.Errorf("switched off: got the permission to %s, want none", may)
 		}

@@ -21,11 +21,11 @@ ports                         | imports                                         
 pkg/rbd                       | fault params step volid                                      |                                         |
 pkg/mapper                    | cluster fault volid                                          |                                         |
 pkg/filesystem                | fault                                                        |                                         |
+pkg/kubernetes                | fault                                                        | client-go                               |
 
 adapters                      | imports                                                      | libraries                               | in tests also
 pkg/rbd/rbdtest               | fault params rbd step volid                                  |                                         |
 pkg/rbd/librbd                | cluster fault params rbd step volid                          | C go-ceph klog                          | rbd/rbdtest test/ceph
-pkg/kubernetes                | fault                                                        | client-go                               |
 pkg/mapper/mappertest         | cluster fault mapper volid                                   |                                         |
 pkg/mapper/fuse               | cluster fault mapper params step volid                       | klog mountinfo sys                      | go-ceph mapper/fuse/launcher mapper/fuse/worker mapper/mappertest test/ceph
 pkg/mapper/fuse/launcher      | fault mapper/fuse                                            | klog sys                                | mapper params volid
@@ -40,6 +40,7 @@ pkg/image                     | fault params rbd volid                          
 pkg/snapshot                  | fault image params rbd volid                                 | klog                                    | rbd/rbdtest
 pkg/volume                    | access fault image params rbd snapshot step volid            | klog                                    | rbd/rbdtest
 pkg/host                      | cluster fault filesystem image mapper params rbd step volid  | klog                                    | filesystem/filesystemtest mapper/mappertest rbd/rbdtest volume
+pkg/heal                      | host kubernetes                                              | klog                                    | fault volid
 
 services                      | imports                                                      | libraries                               | in tests also
 pkg/identity                  | fault                                                        | csi protobuf                            |

@@ -85,6 +85,17 @@ func (f *Fake) Blind(path string, yes bool) {
 	f.known(path).blind = yes
 }
 
+// Stop lets the filesystem on a device go read-only where it is mounted, as it does after an error.
+func (f *Fake) Stop(path string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range f.mounts {
+		if m.point.Device == path && m.point.Type != "" {
+			m.point.ReadOnly, m.point.Stopped = true, true
+		}
+	}
+}
+
 // Damage says whether the filesystem on the device has errors that a human has to look at.
 func (f *Fake) Damage(path string, yes bool) {
 	f.mu.Lock()
