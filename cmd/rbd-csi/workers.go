@@ -46,10 +46,10 @@ func runWorkers(ctx context.Context, f workersFlags) error {
 		return err
 	}
 	workers := launcher.New(launcher.Options{Path: selfPath, Arguments: []string{workerArgument}, Others: []string{nbd.Name}, Version: version})
-	parts := []part{{"workers", func(ctx context.Context) error { return workers.Serve(ctx, listener) }}}
+	parts := []part{{name: "workers", run: func(ctx context.Context) error { return workers.Serve(ctx, listener) }}}
 	if f.http != "" {
 		health := server.Health{Live: launcher.Dial(f.socket).Ping, Timeout: 5 * time.Second}
-		parts = append(parts, part{"health", func(ctx context.Context) error { return health.Serve(ctx, f.http) }})
+		parts = append(parts, part{name: "health", run: func(ctx context.Context) error { return health.Serve(ctx, f.http) }})
 	}
 	return runAll(ctx, parts)
 }

@@ -29,12 +29,24 @@ type fault struct {
 func TestFaults(t *testing.T) {
 	share, seed := faultPlan(t)
 	m, other := fenceMachine(t)
+	second, err := m.Driver.Controller(t.Context(), "controller-2")
+	check(t, err)
+	outage := outage(share)
 	matrix := []*fault{
 		{name: "client frozen past its watch, volume moved, client thawed", times: 20, round: func(t *testing.T, kind string) { m.frozen(t, other, kind, true) }},
 		{name: "client frozen and watching, volume moved, client thawed", times: 20, round: func(t *testing.T, kind string) { m.frozen(t, other, kind, false) }},
 		{name: "stage frozen before map", times: 10, round: func(t *testing.T, kind string) { m.staleStage(t, other, kind) }},
 		{name: "blocklisted under a running writer, healed", times: 20, round: func(t *testing.T, kind string) { m.deviceDies(t, kind, m.blocklist) }},
 		{name: "worker killed under a running writer, healed", times: 30, round: func(t *testing.T, kind string) { m.deviceDies(t, kind, m.killWorker) }},
+		{name: "OSD stopped under a running writer", times: 10, round: func(t *testing.T, kind string) { m.silent(t, kind, "osd.0", outage) }},
+		{name: "monitor stopped under a running writer", times: 10, round: func(t *testing.T, kind string) { m.silent(t, kind, "mon.a", outage) }},
+		{name: "everything killed at once under a running writer", times: 10, round: m.powerLoss},
+		{name: "two controllers at once", times: 50, round: func(t *testing.T, kind string) { m.twoControllers(t, second, kind) }},
+		{name: "formatted, and no filesystem to be seen", times: 25, round: m.lostBeginning},
+		{name: "device that cannot be read when it is to be formatted", times: 25, round: m.unreadable},
+		{name: "killed in mkfs", times: 20, round: m.killedInFormat},
+		{name: "pool full", times: 10, round: m.full},
+		{name: "key revoked and renewed", times: 10, round: m.keyChanges},
 	}
 	t.Logf("seed %d, %d %% of the matrix", seed, share)
 	random := rand.New(rand.NewPCG(seed, 0))

@@ -1,0 +1,438 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/rbd-csi/rbd-csi/test/ceph"
+	"github.com/rbd-csi/rbd-csi/test/driver"
+)
+
+// These are rounds of TestFaults in which a part of the cluster fails, or what the driver has from it.
+
+// outage is how long a daemon is stopped: of `make faults` a minute, and otherwise as long as requests need to show that they wait.
+func outage(share int) time.Duration {
+	if share > 0 {
+		return time.Minute
+	}
+	return 5 * time.Second
+}
+
+// askedFor is how long a request may take that is sent to a cluster that does not answer.
+const askedFor = 3 * time.Second
+
+// silent is one round: a daemon stops under a writer. Requests are answered within their deadlines meanwhile; afterwards
+// the writer goes on without an error, and so do requests.
+func (m *Machine) silent(t *testing.T, kind, daemon string, outage time.Duration) {
+	t.Helper()
+	v := m.made(t, kind, nil)
+	v.write(t, m.Node)
+	stop := v.writing(t)
+	check(t, m.Ceph.Freeze(t.Context(), daemon))
+	thaw := sync.OnceValue(func() error { return m.Ceph.Thaw(context.WithoutCancel(t.Context()), daemon) })
+	t.Cleanup(func() { _ = thaw() })
+	claim := driver.Claim{Volume: v.Name + "-meanwhile", Bytes: gib, Parameters: m.Parameters(), Use: kinds[kind]}
+	for end := time.Now().Add(outage); time.Now().Before(end); {
+		m.answersWithin(t, "create", func(ctx context.Context) error { _, err := m.Controller.Create(ctx, claim); return err })
+		m.answersWithin(t, "health", func(ctx context.Context) error { return v.healthy(ctx, m.Node) })
+	}
+	check(t, thaw())
+	began := time.Now()
+	made := m.again(t, func() (driver.Volume, error) { return m.Controller.Create(t.Context(), claim) })
+	check(t, m.Controller.Delete(t.Context(), made))
+	if took := time.Since(began); took > back {
+		t.Errorf("%s after %s went on a volume was made and deleted, want at most %s", took, daemon, back)
+	}
+	stop()
+	v.read(t, m.Node)
+	v.down(t, m.Node)
+	check(t, m.Controller.Delete(t.Context(), v.Volume))
+}
+
+// healthy asks a node how the volume is.
+func (v *volume) healthy(ctx context.Context, node *driver.Process) error {
+	_, err := node.NodeGetVolumeHealth(ctx, &csi.NodeGetVolumeHealthRequest{
+		VolumeId: v.Handle, StagingTargetPath: node.StagingPath(v.Volume), VolumePublishPath: node.TargetPath(v.Name),
+	})
+	return err
+}
+
+// answersWithin sends a request that may fail, if only it is answered in time and is asked again by the sidecars.
+func (m *Machine) answersWithin(t *testing.T, what string, send func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), askedFor)
+	defer cancel()
+	began := time.Now()
+	err := send(ctx)
+	if took := time.Since(began); took > askedFor+time.Second || err != nil && !driver.StillGoing(err) {
+		t.Errorf("%s after %s: %v, want success, or a code after which it is asked again, within %s", what, took, err, askedFor)
+	}
+}
+
+// again asks as the sidecars do, until it is done.
+func (m *Machine) again(t *testing.T, send func() (driver.Volume, error)) driver.Volume {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		made, err := send()
+		if err == nil {
+			return made
+		}
+		if !driver.StillGoing(err) || time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// powerLoss is one round: everything ends at once, cluster, driver and client, as on a machine that loses power, and
+// starts again. What was synced is there.
+func (m *Machine) powerLoss(t *testing.T, kind string) {
+	t.Helper()
+	v := m.made(t, kind, nil)
+	v.write(t, m.Node)
+	failed := v.writeBehind(t)
+	m.killWorker(t, v)
+	ctx := t.Context()
+	check(t, errors.Join(m.Controller.Kill(), m.Node.Kill(), m.Ceph.Kill(ctx, "osd.0"), m.Ceph.Kill(ctx, "mon.a")))
+	if err := <-failed; err == nil {
+		t.Error("the writer ended without an error, want one of I/O")
+	}
+	check(t, errors.Join(m.Ceph.Restart(ctx, "mon.a"), m.Ceph.Restart(ctx, "osd.0"), m.Ceph.WaitHealthy(ctx)))
+	check(t, errors.Join(m.Controller.Start(ctx), m.Node.Start(ctx)))
+	check(t, m.Node.Unpublish(ctx, v.Volume, v.Name))
+	m.again(t, func() (driver.Volume, error) { return v.Volume, m.Node.Stage(ctx, v.Volume, v.attached) })
+	check(t, m.Node.Publish(ctx, v.Volume, v.attached, v.Name))
+	v.read(t, m.Node)
+	v.down(t, m.Node)
+	check(t, m.Controller.Delete(ctx, v.Volume))
+}
+
+// full is one round: the pool's quota is reached under a volume in use. New volumes are refused with the reason, what is
+// there can be read, detached and deleted, and when there is space again all is as before.
+func (m *Machine) full(t *testing.T, kind string) {
+	t.Helper()
+	ctx := t.Context()
+	v := m.made(t, kind, nil)
+	v.write(t, m.Node)
+	quota := func(objects string) error {
+		_, err := m.Ceph.Ceph(ctx, "osd", "pool", "set-quota", m.Ceph.Pool(), "max_objects", objects)
+		return err
+	}
+	check(t, quota("1"))
+	t.Cleanup(func() {
+		_, _ = m.Ceph.Ceph(context.WithoutCancel(ctx), "osd", "pool", "set-quota", m.Ceph.Pool(), "max_objects", "0")
+	})
+	claim := driver.Claim{Bytes: gib, Parameters: m.Parameters(), Use: kinds[kind]}
+	var made []driver.Volume
+	var err error
+	for deadline := time.Now().Add(time.Minute); err == nil && time.Now().Before(deadline); {
+		claim.Volume = fmt.Sprintf("%s-%d", v.Name, len(made))
+		var one driver.Volume
+		if one, err = m.Controller.Create(ctx, claim); err == nil {
+			made = append(made, one)
+		}
+	}
+	if status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("create in a full pool: %v, want ResourceExhausted", err)
+	}
+	v.read(t, m.Node)
+	for _, one := range made {
+		check(t, m.Controller.Delete(ctx, one))
+	}
+	check(t, quota("0"))
+	// The provisioner asks on for what was refused for want of space.
+	late := m.again(t, func() (driver.Volume, error) {
+		one, err := m.Controller.Create(ctx, claim)
+		if status.Code(err) == codes.ResourceExhausted {
+			err = status.Error(codes.Unavailable, "the monitors have not noticed yet")
+		}
+		return one, err
+	})
+	check(t, m.Controller.Delete(ctx, late))
+	v.write(t, m.Node)
+	v.read(t, m.Node)
+	v.down(t, m.Node)
+	check(t, m.Controller.Delete(ctx, v.Volume))
+}
+
+// keyChanges is one round: the user's key is revoked and given anew under a volume in use. The volume goes on; a process that
+// comes with the old key is told that it is refused, and not that the cluster is silent; with the new key all goes on.
+func (m *Machine) keyChanges(t *testing.T, kind string) {
+	t.Helper()
+	ctx := t.Context()
+	v := m.made(t, kind, nil)
+	v.write(t, m.Node)
+	stop := v.writing(t)
+	caps := ceph.ProfileRBD(m.Ceph.Pools()...)
+	_, err := m.Ceph.Ceph(ctx, "auth", "rm", "client."+m.User)
+	check(t, err)
+	_, err = m.Ceph.AddUser(ctx, m.User, caps)
+	check(t, err)
+	check(t, m.Controller.Kill())
+	check(t, m.Controller.Start(ctx))
+	claim := driver.Claim{Volume: v.Name + "-meanwhile", Bytes: gib, Parameters: m.Parameters(), Use: kinds[kind]}
+	began := time.Now()
+	if _, err = m.Controller.Create(ctx, claim); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), m.User) {
+		t.Errorf("create with a revoked key after %s: %v, want Unauthenticated and who", time.Since(began), err)
+	}
+	_, err = m.Ceph.ClusterDir(ctx, m.User) // as the kubelet renews the files of a Secret
+	check(t, err)
+	made := m.again(t, func() (driver.Volume, error) { return m.Controller.Create(ctx, claim) })
+	check(t, m.Controller.Delete(ctx, made))
+	stop()
+	v.read(t, m.Node)
+	v.down(t, m.Node)
+	v.up(t, m.Node)
+	v.read(t, m.Node)
+	v.down(t, m.Node)
+	check(t, m.Controller.Delete(ctx, v.Volume))
+}
+
+// lostBeginning is one round: the first object of a formatted volume is lost, so that no tool sees a filesystem on the
+// device. It is not formatted: the stage is refused, nothing is written, and with the object back all data is there.
+func (m *Machine) lostBeginning(t *testing.T, kind string) {
+	t.Helper()
+	if kind == "block" {
+		kind = "ext4" // only filesystems are formatted
+	}
+	ctx := t.Context()
+	v := m.made(t, kind, nil)
+	v.write(t, m.Node)
+	v.down(t, m.Node)
+	saved := filepath.Join(t.TempDir(), "object")
+	first := v.dataPrefix(t) + ".0000000000000000"
+	_, err := m.Ceph.Rados(ctx, "-p", m.Ceph.Pool(), "get", first, saved)
+	check(t, err)
+	_, err = m.Ceph.Rados(ctx, "-p", m.Ceph.Pool(), "rm", first)
+	check(t, err)
+	before := v.objects(t)
+	id, err := m.Node.ID(ctx)
+	check(t, err)
+	v.attached, err = m.Controller.Attach(ctx, v.Volume, id)
+	check(t, err)
+	if err := m.Node.Stage(ctx, v.Volume, v.attached); status.Code(err) != codes.DataLoss {
+		t.Errorf("stage of a volume whose beginning is lost: %v, want DataLoss", err)
+	}
+	if after := v.objects(t); !slices.Equal(after, before) {
+		t.Errorf("objects after the refused stage %q, want those before, %q", after, before)
+	}
+	_, err = m.Ceph.Rados(ctx, "-p", m.Ceph.Pool(), "put", first, saved)
+	check(t, err)
+	check(t, m.Node.Stage(ctx, v.Volume, v.attached))
+	check(t, m.Node.Publish(ctx, v.Volume, v.attached, v.Name))
+	v.read(t, m.Node)
+	v.down(t, m.Node)
+	check(t, m.Controller.Delete(ctx, v.Volume))
+}
+
+// dataPrefix is how the names of the image's data objects begin.
+func (v *volume) dataPrefix(t *testing.T) string {
+	t.Helper()
+	text, err := v.Ceph.RBD(t.Context(), "info", v.Ceph.Pool()+"/"+v.Handle[strings.LastIndexByte(v.Handle, '/')+1:])
+	check(t, err)
+	_, after, found := strings.Cut(text, "block_name_prefix: ")
+	prefix, _, _ := strings.Cut(after, "\n")
+	if !found {
+		t.Fatalf("rbd info says %s, want a block_name_prefix", text)
+	}
+	return prefix
+}
+
+// objects are the image's data objects.
+func (v *volume) objects(t *testing.T) []string {
+	t.Helper()
+	text, err := v.Ceph.Rados(t.Context(), "-p", v.Ceph.Pool(), "ls")
+	check(t, err)
+	prefix := v.dataPrefix(t)
+	var all []string
+	for name := range strings.FieldsSeq(text) {
+		if strings.HasPrefix(name, prefix) {
+			all = append(all, name)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// unreadable is one round: the device cannot be read when a fresh volume is staged. It is not formatted, and the
+// request ends; when the device can be read again it is formatted, once.
+func (m *Machine) unreadable(t *testing.T, kind string) {
+	t.Helper()
+	ctx := t.Context()
+	made, err := m.Controller.Create(ctx, driver.Claim{
+		Volume: fmt.Sprintf("pvc-%s-%d", kind, time.Now().UnixNano()), Bytes: gib, Parameters: m.Parameters(), Use: kinds[kind],
+	})
+	check(t, err)
+	v := &volume{Machine: m, Volume: made, kind: kind}
+	id, err := m.Node.ID(ctx)
+	check(t, err)
+	v.attached, err = m.Controller.Attach(ctx, v.Volume, id)
+	check(t, err)
+	// The volume is mapped by a first request, and the OSD stops as soon as that can be seen.
+	staged := make(chan error, 1)
+	go func() { staged <- m.Node.Stage(ctx, v.Volume, v.attached) }()
+	for deadline := time.Now().Add(10 * time.Second); len(staged) == 0 && time.Now().Before(deadline); {
+		if workers, err := m.Node.Workers(); err == nil && len(workers) > 0 {
+			break
+		}
+	}
+	check(t, m.Ceph.Freeze(ctx, "osd.0"))
+	thaw := sync.OnceValue(func() error { return m.Ceph.Thaw(context.WithoutCancel(ctx), "osd.0") })
+	t.Cleanup(func() { _ = thaw() })
+	m.answersWithin(t, "stage", func(ctx context.Context) error {
+		select {
+		case err := <-staged:
+			staged <- err
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	check(t, thaw())
+	<-staged
+	m.again(t, func() (driver.Volume, error) { return v.Volume, m.Node.Stage(ctx, v.Volume, v.attached) })
+	check(t, m.Node.Publish(ctx, v.Volume, v.attached, v.Name))
+	v.write(t, m.Node)
+	v.down(t, m.Node)
+	v.up(t, m.Node)
+	v.read(t, m.Node)
+	v.down(t, m.Node)
+	check(t, m.Controller.Delete(ctx, v.Volume))
+}
+
+// killedInFormat is one round: the node plug-in and its mkfs are killed while mkfs runs. The next stage finishes the
+// format, and what is written then is there.
+func (m *Machine) killedInFormat(t *testing.T, kind string) {
+	t.Helper()
+	if kind == "block" {
+		kind = "xfs" // only filesystems are formatted
+	}
+	ctx := t.Context()
+	made, err := m.Controller.Create(ctx, driver.Claim{
+		Volume: fmt.Sprintf("pvc-%s-%d", kind, time.Now().UnixNano()), Bytes: gib, Parameters: m.Parameters(), Use: kinds[kind],
+	})
+	check(t, err)
+	v := &volume{Machine: m, Volume: made, kind: kind}
+	id, err := m.Node.ID(ctx)
+	check(t, err)
+	v.attached, err = m.Controller.Attach(ctx, v.Volume, id)
+	check(t, err)
+	staged := make(chan error, 1)
+	go func() { staged <- m.Node.Stage(ctx, v.Volume, v.attached) }()
+	seen := false
+	for !seen && len(staged) == 0 {
+		seen = formats(kind)
+	}
+	check(t, m.Node.Kill())
+	<-staged
+	t.Logf("killed while mkfs ran: %t", seen)
+	check(t, m.Node.Start(ctx))
+	m.again(t, func() (driver.Volume, error) { return v.Volume, m.Node.Stage(ctx, v.Volume, v.attached) })
+	check(t, m.Node.Publish(ctx, v.Volume, v.attached, v.Name))
+	v.write(t, m.Node)
+	v.down(t, m.Node)
+	v.up(t, m.Node)
+	v.read(t, m.Node)
+	v.down(t, m.Node)
+	check(t, m.Controller.Delete(ctx, v.Volume))
+}
+
+// formats reports whether a mkfs of that kind runs.
+func formats(kind string) bool {
+	names, _ := filepath.Glob("/proc/[0-9]*/comm")
+	return slices.ContainsFunc(names, func(path string) bool {
+		name, err := os.ReadFile(path)
+		return err == nil && strings.TrimSpace(string(name)) == "mkfs."+kind
+	})
+}
+
+// twoControllers is one round: two controllers are asked at once for what excludes each other. Each answers as if it were
+// alone, or that it is to be asked again; what was promised stands, and the pool is empty in the end.
+func (m *Machine) twoControllers(t *testing.T, second *driver.Process, kind string) {
+	t.Helper()
+	ctx := t.Context()
+	claim := driver.Claim{Volume: fmt.Sprintf("pvc-%s-%d", kind, time.Now().UnixNano()), Bytes: gib, Parameters: m.Parameters(), Use: kinds[kind]}
+	both := func(a, b func() error) (errA, errB error) {
+		var wait sync.WaitGroup
+		wait.Go(func() { errA = a() })
+		wait.Go(func() { errB = b() })
+		wait.Wait()
+		return errA, errB
+	}
+	var one, other driver.Volume
+	errOne, errOther := both(
+		func() (err error) { one, err = m.Controller.Create(ctx, claim); return err },
+		func() (err error) { other, err = second.Create(ctx, claim); return err },
+	)
+	for _, err := range []error{errOne, errOther} {
+		if err != nil && !driver.StillGoing(err) {
+			t.Errorf("create against create: %v, want success, or a code after which it is asked again", err)
+		}
+	}
+	one = m.again(t, func() (driver.Volume, error) { return m.Controller.Create(ctx, claim) })
+	other = m.again(t, func() (driver.Volume, error) { return second.Create(ctx, claim) })
+	if one.Handle != other.Handle {
+		t.Errorf("create against create: %s and %s, want one volume", one.Handle, other.Handle)
+	}
+
+	cloneClaim := claim
+	cloneClaim.Volume, cloneClaim.OfVolume = claim.Volume+"-clone", one.Handle
+	var taken driver.Snapshot
+	var cloned driver.Volume
+	errTaken, errDeleted := both(
+		func() (err error) {
+			taken, err = m.Controller.TakeSnapshot(ctx, "snap-"+claim.Volume, one.Handle)
+			return err
+		},
+		func() error { return second.Delete(ctx, one) },
+	)
+	m.wantOneOf(t, "snapshot against delete", errTaken, errDeleted)
+	if errTaken != nil { // whole by now, or begun and refused for good
+		taken, errTaken = m.Controller.TakeSnapshot(ctx, "snap-"+claim.Volume, one.Handle)
+	}
+	if errTaken == nil {
+		check(t, m.Controller.DropSnapshot(ctx, taken))
+	}
+	m.gone(t, one)
+
+	one = m.again(t, func() (driver.Volume, error) { return m.Controller.Create(ctx, claim) })
+	errCloned, errDeleted := both(
+		func() (err error) { cloned, err = m.Controller.Create(ctx, cloneClaim); return err },
+		func() error { return second.Delete(ctx, one) },
+	)
+	m.wantOneOf(t, "clone against delete", errCloned, errDeleted)
+	m.gone(t, one)
+	if errCloned != nil { // whole by now, or begun and refused for good
+		cloned, errCloned = m.Controller.Create(ctx, cloneClaim)
+	}
+	if errCloned == nil {
+		m.gone(t, cloned)
+	}
+}
+
+// wantOneOf wants a copy to be made or refused because its source is gone, and the delete to succeed or to come again.
+func (m *Machine) wantOneOf(t *testing.T, what string, copied, deleted error) {
+	t.Helper()
+	if code := status.Code(copied); copied != nil && code != codes.NotFound && !driver.StillGoing(copied) {
+		t.Errorf("%s: the copy: %v, want success, NotFound, or a code after which it is asked again", what, copied)
+	}
+	if deleted != nil && !driver.StillGoing(deleted) && status.Code(deleted) != codes.FailedPrecondition {
+		t.Errorf("%s: the delete: %v, want success, or a code after which it is asked again", what, deleted)
+	}
+}
+
+// gone deletes a volume as the provisioner does.
+func (m *Machine) gone(t *testing.T, v driver.Volume) {
+	t.Helper()
+	m.again(t, func() (driver.Volume, error) { return v, m.Controller.Delete(t.Context(), v) })
+}
