@@ -212,7 +212,7 @@ crash: setup build ## kill -9 controllers and nodes at random moments while volu
 	  $(GO) test -count=1 -v -timeout 45m -tags '$(TAG)' -run TestKill ./test/crash
 # The share of the matrix in percent, and after a colon the seed of its order: FAULTS=100:7.
 FAULTS = 100
-faults: setup build crash ## crash, and then freeze, blocklist and kill clients under volumes in use; print what was tried (FAULTS=PERCENT[:SEED])
+faults: setup build crash ## crash, and then freeze, kill and starve clients and daemons under volumes in use; print what was tried (FAULTS=PERCENT[:SEED])
 	@RBD_CSI_BINARY=$(abspath $(BINARY)) RBD_CSI_FAULTS='$(FAULTS)' CGO_ENABLED=0 \
 	  $(GO) test -count=1 -v -timeout 120m -run 'TestFaults|TestSilentCluster' ./test/node
 bench: setup build build/bench ## count RADOS operations for each request and measure rates, beside librbd's bare minimum
