@@ -24,7 +24,7 @@ const (
 // ended. What hangs is not begun a second time and the number of such children is
 // bounded: until they end, methods return fault.Unavailable at once.
 type Host interface {
-	// Probe says what stands on a device. It returns fault.Unavailable when the
+	// Probe says what stands on a device. Where nothing is seen it returns fault.Unavailable when the
 	// device cannot be read at its beginning and at its end, or two readings differ,
 	// so that an empty answer is proof that the beginning of the device was read and
 	// holds no signature. Several signatures beside each other are [Ambiguous].

@@ -31,18 +31,18 @@ const (
 
 // Probe implements filesystem.Host.
 //
-// blkid alone is no witness: it answers "nothing" for a device that it cannot
+// blkid alone is no witness of nothing: it answers "nothing" for a device that it cannot
 // open or read, and filesystems with years of data have been formatted over for it.
-// So the beginning and the end of the device are read first, past the page cache, and
+// So where it sees nothing both ends of the device are read, past the page cache, and
 // all is done twice. Only if both times the same could be read and nothing was seen, and
-// the bytes themselves show no ext4 and no xfs, is the answer "nothing".
+// the bytes themselves show no ext4 and no xfs, is the answer "nothing". What it sees is there: that needs no other witness.
 func (h *Host) Probe(ctx context.Context, device string) (filesystem.Signature, error) {
 	if err := begin(ctx, device); err != nil {
 		return filesystem.Signature{}, err
 	}
 	first, err := h.look(ctx, device)
-	if err != nil {
-		return filesystem.Signature{}, err
+	if err != nil || !first.signature.Empty() {
+		return first.signature, err
 	}
 	second, err := h.look(ctx, device)
 	if err != nil {
@@ -51,7 +51,7 @@ func (h *Host) Probe(ctx context.Context, device string) (filesystem.Signature, 
 	if err := agree(first, second); err != nil {
 		return filesystem.Signature{}, fmt.Errorf("probe %s: %w", device, err)
 	}
-	return second.signature, nil
+	return filesystem.Signature{}, nil
 }
 
 // A sight is what one look at a device showed.
@@ -60,15 +60,10 @@ type sight struct {
 	signature  filesystem.Signature
 }
 
-// agree returns fault.Unavailable unless two looks saw the same thing. The bytes of a
-// filesystem that is mounted change all the time, so they are compared only
-// where there is none.
+// agree returns fault.Unavailable unless two looks both saw nothing in the same bytes.
 func agree(first, second sight) error {
 	if first.signature != second.signature {
 		return fmt.Errorf("two looks saw %q and %q: %w", first.signature, second.signature, fault.Unavailable)
-	}
-	if !second.signature.Empty() {
-		return nil
 	}
 	if !bytes.Equal(first.head, second.head) || !bytes.Equal(first.tail, second.tail) {
 		return fmt.Errorf("two looks read different data and saw no signature: %w", fault.Unavailable)
@@ -91,7 +86,7 @@ func magic(head []byte) filesystem.Type {
 	return ""
 }
 
-// look reads both ends of a device and asks blkid.
+// look asks blkid, and where that sees nothing reads both ends of the device.
 func (h *Host) look(ctx context.Context, device string) (sight, error) {
 	node, err := nodeNumber(device)
 	if err != nil {
@@ -105,14 +100,16 @@ func (h *Host) look(ctx context.Context, device string) (sight, error) {
 		return sight{}, fmt.Errorf("probe %s: it has %d bytes, is it connected: %w", device, size, fault.Unavailable)
 	}
 	var seen sight
+	if seen.signature, err = h.blkid(ctx, device); err != nil || !seen.signature.Empty() {
+		return seen, err
+	}
 	if seen.head, err = h.read(ctx, device, 0, min(size, headSize)); err != nil {
 		return sight{}, err
 	}
 	if seen.tail, err = h.read(ctx, device, size-tailSize, tailSize); err != nil {
 		return sight{}, err
 	}
-	seen.signature, err = h.blkid(ctx, device)
-	return seen, err
+	return seen, nil
 }
 
 // read reads a piece of a device, not more than headSize, with O_DIRECT: what the page

@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -18,33 +17,48 @@ import (
 )
 
 // Serve is the process that writes: it reads orders, carries them out at the same time and
-// tells the result of each as soon as there is one. A file that came with the orders
-// stays open until it ends, and with it the lock on it. Without any order it does nothing.
+// tells the result of each as soon as there is one, and then reads the next orders, until there are none. A file
+// that came with the orders stays open until the last result is told, and with it the lock on it.
 func Serve(from io.Reader, to io.Writer) error {
-	if from = inherit(from); from == nil {
-		return nil
+	for {
+		input, held := next(from)
+		if input == nil {
+			return nil
+		}
+		var orders []Order
+		err := json.NewDecoder(input).Decode(&orders)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			// The decoder's own error could quote the input.
+			return fmt.Errorf("receive orders: they are not whole: %w", fault.Invalid)
+		}
+		if err := carryAllOut(orders, held, json.NewEncoder(to)); err != nil {
+			return err
+		}
 	}
-	var orders []Order
-	if err := json.NewDecoder(from).Decode(&orders); err != nil {
-		// The decoder's own error could quote the input.
-		return fmt.Errorf("receive orders: they are not whole: %w", fault.Invalid)
-	}
-	var (
-		all    sync.WaitGroup
-		mutex  sync.Mutex
-		failed error
-	)
-	encoder := json.NewEncoder(to)
+}
+
+// carryAllOut carries orders out. Whoever has the last result may have the lock's file closed.
+func carryAllOut(orders []Order, held int, to *json.Encoder) error {
+	results := make(chan Result)
 	for i, order := range orders {
-		all.Go(func() {
+		go func() {
 			result := carryOut(order)
 			result.Index, result.Path = i, order.Path
-			mutex.Lock()
-			defer mutex.Unlock()
-			failed = errors.Join(failed, encoder.Encode(result))
-		})
+			clear(order.Key)
+			results <- result
+		}()
 	}
-	all.Wait()
+	var failed error
+	for i := range orders {
+		result := <-results
+		if held >= 0 && i == len(orders)-1 {
+			_ = unix.Close(held)
+		}
+		failed = errors.Join(failed, to.Encode(result))
+	}
 	return failed
 }
 

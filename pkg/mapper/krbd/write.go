@@ -45,26 +45,28 @@ const (
 
 // A Work is a process that carries orders out, all at the same time.
 type Work struct {
-	// Results has room for all, in the order in which they end. It is closed when the process
-	// has ended and been waited for.
+	// Results has room for all, in the order in which they end. It is closed after the last one, or when the
+	// process has ended before and been waited for.
 	Results <-chan Result
-	// Kill ends the process. One that waits in the kernel may not end for a long time.
+	// Kill ends the process if it still is at the orders. One that waits in the kernel may not end for a long time.
 	Kill func()
 }
 
-// Start starts a process for orders, which keeps the lock's file open until it ends; nil: there
+// Start has a process carry orders out, which keeps the lock's file open until it has the last result; nil: there
 // is none. It is a seam for tests; the real one is that of [Command].
 type Start func(orders []Order, held *os.File) (Work, error)
 
-func receive(from io.Reader, results chan<- Result, most int) {
+// receive passes results on, and reports whether all came.
+func receive(from io.Reader, results chan<- Result, all int) bool {
 	decoder := json.NewDecoder(from)
-	for range most {
+	for range all {
 		var result Result
 		if decoder.Decode(&result) != nil {
-			return
+			return false
 		}
 		results <- result
 	}
+	return true
 }
 
 // errGivenUp is in the error of a call that ended without all results.

@@ -82,21 +82,21 @@ func TestCommand(t *testing.T) {
 	}
 }
 
-// The process for the next work waits already, takes the lock as the first one did, and is replaced if it
-// was killed.
-func TestSpareWriter(t *testing.T) {
+// One process does one work after the other, takes the lock for each and lets go of it with the last result, and is
+// replaced if it was killed. A late kill of what is done does it no harm.
+func TestWriterServesAgain(t *testing.T) {
 	w := &writers{path: "/proc/self/exe", arguments: []string{writerArgument}}
 	path := filepath.Join(t.TempDir(), "lock")
-	for _, killed := range []bool{false, false, true} {
-		w.prepare()
-		spare := w.spare
+	var before *writer
+	var earlier Work
+	for round, killed := range []bool{false, false, false, true} {
 		if killed {
-			_ = spare.command.Process.Kill()
-			<-spare.ended
+			_ = before.command.Process.Kill()
+			<-before.ended
 		}
 		held, err := tryLock(path)
 		if err != nil || held == nil {
-			t.Fatalf("tryLock: got %v, %v, want a file", held, err)
+			t.Fatalf("round %d: tryLock: got %v, %v, want a file", round, held, err)
 		}
 		fifo := filepath.Join(t.TempDir(), "fifo")
 		if err := unix.Mkfifo(fifo, 0o600); err != nil {
@@ -107,39 +107,47 @@ func TestSpareWriter(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = held.Close()
-		if again, err := tryLock(path); again != nil || err != nil {
-			t.Errorf("tryLock while the process waits: got %v, %v, want nothing", again, err)
+		if earlier.Kill != nil {
+			earlier.Kill()
 		}
-		if !killed && (w.take() == spare || spare.over()) {
-			t.Error("the spare process: got another one, want it at work")
+		if again, err := tryLock(path); again != nil || err != nil {
+			t.Errorf("round %d: tryLock while the process waits: got %v, %v, want nothing", round, again, err)
 		}
 		if content, err := os.ReadFile(fifo); string(content) != "x" || err != nil {
-			t.Errorf("written: got %q, %v, want x", content, err)
+			t.Errorf("round %d: written: got %q, %v, want x", round, content, err)
 		}
 		if result := <-work.Results; result.Errno != 0 {
-			t.Errorf("result: got %+v, want none", result)
+			t.Errorf("round %d: result: got %+v, want none", round, result)
 		}
 		if _, more := <-work.Results; more {
-			t.Error("results: got a second one, want their end")
+			t.Errorf("round %d: results: got a second one, want their end", round)
 		}
+		if again, err := tryLock(path); again == nil || err != nil {
+			t.Errorf("round %d: tryLock after the work: got %v, %v, want a file", round, again, err)
+		} else {
+			_ = again.Close()
+		}
+		spare := w.take()
+		if spare == nil || before != nil && (spare == before) == killed {
+			t.Fatalf("round %d: got process %p after %p, want the same one unless it was killed: %t", round, spare, before, killed)
+		}
+		w.keep(spare)
+		before, earlier = spare, work
 	}
-	// Nothing is left when this process lets go of the last one.
-	w.prepare()
-	spare := w.take()
-	_ = spare.socket.Close()
-	select {
-	case <-spare.ended:
-	case <-time.After(30 * time.Second):
-		t.Error("the spare process: got no end of it for 30 s")
+	// One is enough, and nothing is left when this process lets go of it.
+	extra, err := w.spawn()
+	if err != nil {
+		t.Fatal(err)
 	}
-}
-
-func (p *writer) over() bool {
-	select {
-	case <-p.ended:
-		return true
-	default:
-		return false
+	w.keep(extra)
+	last := w.take()
+	_ = last.socket.Close()
+	for _, process := range []*writer{extra, last} {
+		select {
+		case <-process.ended:
+		case <-time.After(30 * time.Second):
+			t.Error("a process that is not needed any more: got no end of it for 30 s")
+		}
 	}
 }
 

@@ -22,8 +22,8 @@ import (
 //	Command("/proc/self/exe", "krbd")
 //
 // A program that is linked with librbd takes a tenth of a second of the processor until it
-// runs, which is several times as long as mapping takes. So after each work the process for the next one is
-// started, and waits for its orders. It ends with this process.
+// runs, which is several times as long as mapping takes. So a process that is done with its orders waits for the next
+// ones. It ends with this process.
 func Command(path string, arguments ...string) Start {
 	w := &writers{path: path, arguments: arguments}
 	return w.start
@@ -59,15 +59,43 @@ func (w *writers) start(orders []Order, held *os.File) (Work, error) {
 	if err != nil {
 		return Work{}, fmt.Errorf("start a writer: %w: %w", fault.Unavailable, err)
 	}
-	results := make(chan Result, len(orders))
+	results, turn := make(chan Result, len(orders)), &turn{process: process}
 	go func() {
-		receive(process.socket, results, len(orders))
-		<-process.ended // it has said what there is to say
+		defer close(results)
+		if receive(process.socket, results, len(orders)) && turn.end() {
+			w.keep(process)
+			return
+		}
+		<-process.ended // nothing of it goes on then
 		_ = process.socket.Close()
-		close(results)
-		w.prepare() // not before: it would take the processor from this one
 	}()
-	return Work{Results: results, Kill: func() { _ = process.command.Process.Kill() }}, nil
+	return Work{Results: results, Kill: turn.kill}, nil
+}
+
+// A turn is what one work has a process for.
+type turn struct {
+	process *writer
+
+	mutex        sync.Mutex
+	over, killed bool
+}
+
+// kill ends the process, unless the work is done: then it is another's.
+func (t *turn) kill() {
+	t.mutex.Lock()
+	defer t.mutex.Unlock()
+	if !t.over {
+		t.killed = true
+		_ = t.process.command.Process.Kill()
+	}
+}
+
+// end says that the work is done; false: the process was killed meanwhile.
+func (t *turn) end() bool {
+	t.mutex.Lock()
+	defer t.mutex.Unlock()
+	t.over = true
+	return !t.killed
 }
 
 // take returns the process that waits, or nil.
@@ -79,13 +107,15 @@ func (w *writers) take() *writer {
 	return process
 }
 
-// prepare makes sure that a process waits. Without one the next work starts its own.
-func (w *writers) prepare() {
+// keep lets a process wait for the next work, if none does yet; otherwise it ends.
+func (w *writers) keep(process *writer) {
 	w.mutex.Lock()
 	defer w.mutex.Unlock()
 	if w.spare == nil {
-		w.spare, _ = w.spawn()
+		w.spare = process
+		return
 	}
+	_ = process.socket.Close()
 }
 
 func (w *writers) spawn() (*writer, error) {
@@ -118,7 +148,7 @@ func (w *writers) spawn() (*writer, error) {
 }
 
 // tell sends the orders, and the lock's file with their first byte. The process has the file open
-// then until it ends.
+// then until it has the last result, or ends.
 func (p *writer) tell(input []byte, held *os.File) error {
 	err := p.send(input, held)
 	if err != nil {
@@ -148,25 +178,37 @@ func (p *writer) send(input []byte, held *os.File) error {
 	return err
 }
 
-// inherit takes the first byte of the orders, and the file that may come with it, which stays open
-// until this process ends. Orders that do not come through a socket bring no file. It returns nil when
-// there will be no orders.
-func inherit(from io.Reader) io.Reader {
+// next takes the first byte of the next orders, and the file that may come with it, or -1. Orders that do not come
+// through a socket bring no file. It returns nil when there will be no orders.
+func next(from io.Reader) (input io.Reader, held int) {
 	file, ok := from.(*os.File)
 	if !ok {
-		return from
+		return from, -1
 	}
 	first, rights := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
 	for {
-		n, _, _, _, err := unix.Recvmsg(int(file.Fd()), first, rights, unix.MSG_CMSG_CLOEXEC)
+		n, length, _, _, err := unix.Recvmsg(int(file.Fd()), first, rights, unix.MSG_CMSG_CLOEXEC)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
-		case err != nil:
-			return from
-		case n == 0:
-			return nil
+		case errors.Is(err, unix.ENOTSOCK):
+			return from, -1
+		case err != nil || n == 0:
+			return nil, -1
 		}
-		return io.MultiReader(bytes.NewReader(first), from)
+		return io.MultiReader(bytes.NewReader(first), from), fileIn(rights[:length])
 	}
+}
+
+// fileIn returns the file that came with a message, or -1.
+func fileIn(rights []byte) int {
+	messages, err := unix.ParseSocketControlMessage(rights)
+	if err != nil || len(messages) == 0 {
+		return -1
+	}
+	files, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(files) == 0 {
+		return -1
+	}
+	return files[0]
 }
