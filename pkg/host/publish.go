@@ -29,9 +29,9 @@ type PublishSpec struct {
 	As    params.Credentials
 }
 
-// Publish makes sure that the staged volume is seen at the target path. It asks
-// the kernel only, unless the device is dead or its filesystem went read-only: then it stages the volume anew. fault.InUse means that the volume is not staged, that the
-// path is occupied, or that the volume may be published once only and is.
+// Publish makes sure that the staged volume is seen at the target path. It asks the kernel only, unless the device is
+// dead or its filesystem went read-only: then it stages the volume anew. fault.InUse means that the volume is not staged,
+// that the path is occupied, or that the volume may be published once only and is.
 func (h *Host) Publish(ctx context.Context, spec PublishSpec) error {
 	staged, err := h.at(ctx, spec.Handle, stagedAt(spec.Staged, spec.Block))
 	if fault.Is(err, fault.NotFound) {
