@@ -207,6 +207,7 @@ type Header struct {
 	// Layout is the image's; DataPool in it is left empty, DataPoolID tells it.
 	Layout     Layout
 	DataPoolID int64      // -1: the image's own pool
+	Created    time.Time  // by the clock of an OSD; zero for a bare header, and for an image older than Ceph 14
 	HasParent  bool       // a clone that was not flattened
 	Parent     Parent     // of which, when HasParent is set
 	HasSnaps   bool       // snapshots were taken of it, perhaps all removed since

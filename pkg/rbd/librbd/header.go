@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/ceph/go-ceph/rados"
 
@@ -27,6 +28,7 @@ const (
 	keyDataPool    = "data_pool_id"
 	keyStripeUnit  = "stripe_unit"
 	keyStripeCount = "stripe_count"
+	keyCreated     = "create_timestamp"
 	metaPrefix     = "metadata_"
 	snapPrefix     = "snapshot_"
 )
@@ -172,7 +174,7 @@ func (a at) header(id string) (rbd.Header, error) {
 	op := rados.CreateReadOp()
 	defer op.Release()
 	fixed := op.GetOmapValuesByKeys([]string{
-		keySize, keyOrder, keyFeatures, keySnapSeq, keyParent, keyDataPool, keyStripeUnit, keyStripeCount,
+		keySize, keyOrder, keyFeatures, keySnapSeq, keyParent, keyDataPool, keyStripeUnit, keyStripeCount, keyCreated,
 	})
 	snapshots := op.GetOmapValues("", snapPrefix, mostSnapshots)
 	meta := op.GetOmapValues("", metaPrefix+rbd.MetaPrefix, mostMeta)
@@ -243,12 +245,29 @@ func readHeader(id string, values map[string][]byte) (rbd.Header, error) {
 		header.Snapshots, failed = readSnapshots(values)
 	}
 	if failed == nil {
+		header.Created, failed = readCreated(values)
+	}
+	if failed == nil {
 		failed = order.err
 	}
 	if failed != nil {
 		return rbd.Header{}, fmt.Errorf("header of %s: %w", id, failed)
 	}
 	return header, nil
+}
+
+// readCreated reads when an image was made (utime_t), as rbd.create notes it.
+func readCreated(values map[string][]byte) (time.Time, error) {
+	value, found := values[keyCreated]
+	if !found {
+		return time.Time{}, nil
+	}
+	r := reader{bytes: value}
+	at := r.time()
+	if r.err != nil {
+		return time.Time{}, fmt.Errorf("key %s: %w", keyCreated, r.err)
+	}
+	return at, nil
 }
 
 // readParent reads the parent of an image's HEAD, and whether it has one. After a

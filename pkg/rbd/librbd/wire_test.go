@@ -132,6 +132,8 @@ func TestReadHeader(t *testing.T) {
 		{"clone of version 1", whole(map[string][]byte{keyParent: before2018}), rbd.Header{Whole: true, DataPoolID: -1, HasParent: true, Parent: nameless}, false},
 		{"flattened, snapshots not", whole(map[string][]byte{keyParent: parentOf(3, false)}), rbd.Header{Whole: true, DataPoolID: -1}, false},
 		{"no parent", whole(map[string][]byte{keyParent: parentOf(-1, true)}), rbd.Header{Whole: true, DataPoolID: -1}, false},
+		{"made since Ceph 14", whole(map[string][]byte{keyCreated: {9, 0, 0, 0, 7, 0, 0, 0}}), rbd.Header{Whole: true, DataPoolID: -1, Created: time.Unix(9, 7)}, false},
+		{"time cut short", whole(map[string][]byte{keyCreated: {9, 0}}), rbd.Header{}, true},
 		{"size cut short", whole(map[string][]byte{keySize: {1, 2}}), rbd.Header{}, true},
 		{"order missing", whole(map[string][]byte{keyOrder: nil}), rbd.Header{}, true},
 		{"parent cut short", whole(map[string][]byte{keyParent: {2, 1, 9, 0, 0, 0}}), rbd.Header{}, true},
@@ -145,7 +147,8 @@ func TestReadHeader(t *testing.T) {
 			continue
 		}
 		if got.ID != "v1" || got.Whole != one.want.Whole || got.DataPoolID != one.want.DataPoolID ||
-			got.HasParent != one.want.HasParent || got.Parent != one.want.Parent || got.HasSnaps != one.want.HasSnaps || got.Meta[rbd.MetaPrefix+"k"] != "v" {
+			got.HasParent != one.want.HasParent || got.Parent != one.want.Parent || got.HasSnaps != one.want.HasSnaps ||
+			!got.Created.Equal(one.want.Created) || got.Meta[rbd.MetaPrefix+"k"] != "v" {
 			t.Errorf("%s: got %+v, want %+v", one.name, got, one.want)
 		}
 		if got.Whole && (got.Layout.Bytes != 1<<30 || got.Layout.ObjectBytes != 4<<20 || got.Layout.Features != rbd.Layering) {

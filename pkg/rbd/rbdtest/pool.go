@@ -194,7 +194,7 @@ func newHeader(id string, layout rbd.Layout, dataPool int64) *header {
 	} else {
 		layout.Features |= rbd.StripingV2
 	}
-	return &header{Header: rbd.Header{ID: id, Whole: true, Layout: layout, DataPoolID: dataPool}}
+	return &header{Header: rbd.Header{ID: id, Whole: true, Layout: layout, DataPoolID: dataPool, Created: now()}}
 }
 
 // ReserveHeader implements rbd.Pool.

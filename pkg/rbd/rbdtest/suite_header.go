@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 	"github.com/rbd-csi/rbd-csi/pkg/rbd"
@@ -220,6 +221,9 @@ func (t *trial) header(id string, want rbd.Header) {
 	if got.ID != want.ID || got.Whole != want.Whole || got.Layout != want.Layout || got.DataPoolID != want.DataPoolID ||
 		got.HasParent != want.HasParent || got.HasSnaps != want.HasSnaps {
 		t.Errorf("header: got %+v, want %+v", got, want)
+	}
+	if made := !got.Created.IsZero(); made != want.Whole || made && time.Since(got.Created).Abs() > time.Hour {
+		t.Errorf("header: got %v as the time when it was made, whole: %t, want the present time for what is whole and none otherwise", got.Created, want.Whole)
 	}
 	if !maps.Equal(gotMeta, wantMeta) {
 		t.Errorf("metadata: got %q, want %q", gotMeta, wantMeta)
