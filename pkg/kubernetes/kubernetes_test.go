@@ -70,13 +70,25 @@ func TestVolumes(t *testing.T) {
 	const path = "GET /api/v1/persistentvolumes?continue="
 	client, _ := serve(t, map[string]string{
 		path + "&limit=500": `{"metadata":{"continue":"2"},"items":[
-			{"metadata":{"name":"a"},"spec":{"csi":{"driver":"d","volumeHandle":"c:p/a"},"claimRef":{"namespace":"n","name":"x"}}},
+			{"metadata":{"name":"a","uid":"1","creationTimestamp":"2026-01-02T03:04:05Z"},
+				"spec":{"csi":{"driver":"d","volumeHandle":"c:p/a"},"claimRef":{"namespace":"n","name":"x"},"persistentVolumeReclaimPolicy":"Retain"},"status":{"phase":"Released"}},
 			{"metadata":{"name":"b"},"spec":{"csi":{"driver":"other","volumeHandle":"c:p/b"}}},
 			{"metadata":{"name":"c"},"spec":{"nfs":{}}}]}`,
-		path + "2&limit=500": `{"metadata":{},"items":[{"metadata":{"name":"d"},"spec":{"csi":{"driver":"d","volumeHandle":"c:p/d"}}}]}`,
+		path + "2&limit=500": `{"metadata":{},"items":[{"metadata":{"name":"d"},"spec":{"csi":{"driver":"d","volumeHandle":"c:p/d"}}},
+			{"metadata":{"name":"e","deletionTimestamp":"2026-01-02T03:04:05Z"},"spec":{"csi":{"driver":"d","volumeHandle":"c:p/e"}}},
+			{"metadata":{"name":"f"},"spec":{"csi":{"driver":"d","volumeHandle":"c:p/f"},"persistentVolumeReclaimPolicy":"Delete"},"status":{"phase":"Released"}}]}`,
 	})
 	got, err := client.Volumes(t.Context(), "d")
-	want := []kubernetes.Volume{{Name: "a", Handle: "c:p/a", Claim: "n/x"}, {Name: "d", Handle: "c:p/d"}}
+	made := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	want := []kubernetes.Volume{
+		{Name: "a", UID: "1", Driver: "d", Handle: "c:p/a", Claim: "n/x", Made: made},
+		{Name: "d", Driver: "d", Handle: "c:p/d"},
+		{Name: "e", Driver: "d", Handle: "c:p/e", Going: true},
+		{Name: "f", Driver: "d", Handle: "c:p/f", Going: true},
+	}
+	if all, err := client.Volumes(t.Context(), ""); err != nil || len(all) != len(want)+1 || all[1].Driver != "other" {
+		t.Errorf("of all drivers: got %v, %v, want one more, of another driver", all, err)
+	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, %v, want %v", got, err, want)
 	}
@@ -91,7 +103,7 @@ func TestSnapshots(t *testing.T) {
 	})
 	made := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	got, err := client.Snapshots(t.Context(), "d")
-	want := []kubernetes.Snapshot{{Name: "a", Handle: "s", Made: made}, {Name: "b", Handle: "given", Made: made}}
+	want := []kubernetes.Snapshot{{Name: "a", Driver: "d", Handle: "s", Made: made}, {Name: "b", Driver: "d", Handle: "given", Made: made}}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, %v, want %v", got, err, want)
 	}
@@ -146,6 +158,24 @@ func TestReport(t *testing.T) {
 		if !strings.Contains(api.bodies[0], want) {
 			t.Errorf("got %s, want %s in it", api.bodies[0], want)
 		}
+	}
+}
+
+// TestReportVolume holds that an event of an object without a namespace goes where `kubectl describe` looks for it, and
+// that a long message is no reason to refuse it.
+func TestReportVolume(t *testing.T) {
+	client, api := serve(t, map[string]string{"POST /api/v1/namespaces/default/events": `{}`})
+	volume := kubernetes.Volume{Name: "pv-1", UID: "1"}
+	if err := client.ReportVolume(t.Context(), "rbd-csi", volume, "ImageLost", strings.Repeat("x", 2000)); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"kind":"PersistentVolume"`, `"name":"pv-1"`, `"uid":"1"`, `"type":"Warning"`, `"reason":"ImageLost"`} {
+		if !strings.Contains(api.bodies[0], want) {
+			t.Errorf("got %s, want %s in it", api.bodies[0], want)
+		}
+	}
+	if long := strings.Count(api.bodies[0], "x"); long > 1024 {
+		t.Errorf("got a message of %d characters, want at most the 1024 that the API server takes", long)
 	}
 }
 

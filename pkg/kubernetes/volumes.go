@@ -7,36 +7,51 @@ import (
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 )
 
-// A Volume is a PersistentVolume of a driver.
+// A Volume is a PersistentVolume of a CSI driver.
 type Volume struct {
-	Name   string // of the PersistentVolume
-	Handle string
+	Name, UID string // of the PersistentVolume
+	Driver    string
+	Handle    string
 	// Claim is what it is bound to, as NAMESPACE/NAME; empty: nothing yet.
 	Claim string
+	Made  time.Time // when the object was made
+	// Going says that the object is being deleted, or its claim was and the volume goes with it (reclaimPolicy Delete).
+	Going bool
 }
 
-// Volumes returns the PersistentVolumes of a driver. It costs a request for each 500 PersistentVolumes of the
+// Volumes returns the PersistentVolumes of a driver, or of all CSI drivers for "". It costs a request for each 500 PersistentVolumes of the
 // cluster, whosever they are.
 func (c *Client) Volumes(ctx context.Context, driver string) ([]Volume, error) {
 	type object struct {
-		Metadata struct{ Name string }
-		Spec     struct {
+		Metadata struct {
+			Name, UID         string
+			CreationTimestamp time.Time
+			DeletionTimestamp *time.Time
+		}
+		Spec struct {
 			CSI *struct {
 				Driver       string
 				VolumeHandle string
 			}
-			ClaimRef *struct{ Namespace, Name string }
+			ClaimRef                      *struct{ Namespace, Name string }
+			PersistentVolumeReclaimPolicy string
 		}
+		Status struct{ Phase string }
 	}
 	var found []Volume
 	for one, err := range list[object](ctx, c, "/api/v1/persistentvolumes", nil) {
 		if err != nil {
 			return nil, err
 		}
-		if one.Spec.CSI == nil || one.Spec.CSI.Driver != driver {
+		if one.Spec.CSI == nil || driver != "" && one.Spec.CSI.Driver != driver {
 			continue
 		}
-		volume := Volume{Name: one.Metadata.Name, Handle: one.Spec.CSI.VolumeHandle}
+		released := one.Status.Phase == "Released" || one.Status.Phase == "Failed"
+		volume := Volume{
+			Name: one.Metadata.Name, UID: one.Metadata.UID, Driver: one.Spec.CSI.Driver, Handle: one.Spec.CSI.VolumeHandle,
+			Made:  one.Metadata.CreationTimestamp,
+			Going: one.Metadata.DeletionTimestamp != nil || released && one.Spec.PersistentVolumeReclaimPolicy == "Delete",
+		}
 		if claim := one.Spec.ClaimRef; claim != nil {
 			volume.Claim = claim.Namespace + "/" + claim.Name
 		}
@@ -47,18 +62,21 @@ func (c *Client) Volumes(ctx context.Context, driver string) ([]Volume, error) {
 
 // A Snapshot is a VolumeSnapshotContent of a driver.
 type Snapshot struct {
-	Name string // of the VolumeSnapshotContent
+	Name   string // of the VolumeSnapshotContent
+	Driver string
 	// Handle is empty while the snapshot is being made.
 	Handle string
 	Made   time.Time // when the object was made
+	Going  bool      // it is being deleted
 }
 
-// Snapshots returns the VolumeSnapshotContents of a driver; none where the cluster does not have that kind of objects.
+// Snapshots returns the VolumeSnapshotContents of a driver, or of all drivers for ""; none where the cluster does not have that kind of objects.
 func (c *Client) Snapshots(ctx context.Context, driver string) ([]Snapshot, error) {
 	type object struct {
 		Metadata struct {
 			Name              string
 			CreationTimestamp time.Time
+			DeletionTimestamp *time.Time
 		}
 		Spec struct {
 			Driver string
@@ -74,14 +92,17 @@ func (c *Client) Snapshots(ctx context.Context, driver string) ([]Snapshot, erro
 		if err != nil {
 			return nil, err
 		}
-		if one.Spec.Driver != driver {
+		if driver != "" && one.Spec.Driver != driver {
 			continue
 		}
 		handle := one.Status.SnapshotHandle
 		if handle == "" {
 			handle = one.Spec.Source.SnapshotHandle
 		}
-		found = append(found, Snapshot{Name: one.Metadata.Name, Handle: handle, Made: one.Metadata.CreationTimestamp})
+		found = append(found, Snapshot{
+			Name: one.Metadata.Name, Driver: one.Spec.Driver, Handle: handle,
+			Made: one.Metadata.CreationTimestamp, Going: one.Metadata.DeletionTimestamp != nil,
+		})
 	}
 	return found, nil
 }
