@@ -20,6 +20,14 @@ import (
 // the driver did not make: such an image, used by a PersistentVolume written by
 // hand, is removed only by whoever made it.
 func (s *Store) Delete(ctx context.Context, handle volid.Image, as params.Credentials) error {
+	return s.DeleteIf(ctx, handle, as, func(image.Image) error { return nil })
+}
+
+// DeleteIf is Delete for what is removed for another reason than that Kubernetes asked for it: allow is shown what
+// stands under the name, which need not be whole, and its error keeps it there. What allow was shown is
+// what is removed: where somebody attaches, formats or makes it a volume meanwhile, or a snapshot of
+// it is announced, it is looked at again.
+func (s *Store) DeleteIf(ctx context.Context, handle volid.Image, as params.Credentials, allow func(image.Image) error) error {
 	defer s.cache.change(handle)
 	pool, err := s.clusters.Pool(ctx, handle.Pool, as)
 	if errors.Is(err, fault.NotFound) {
@@ -34,6 +42,9 @@ func (s *Store) Delete(ctx context.Context, handle volid.Image, as params.Creden
 			return nil
 		}
 		if err != nil {
+			return err
+		}
+		if err := allow(found); err != nil {
 			return err
 		}
 		return s.remove(ctx, found)
