@@ -39,6 +39,7 @@ policy                        | imports                                         
 pkg/image                     | fault params rbd volid                                       |                                         |
 pkg/snapshot                  | fault image params rbd volid                                 | klog                                    | rbd/rbdtest
 pkg/volume                    | access fault image params rbd snapshot step volid            | klog                                    | rbd/rbdtest
+pkg/orphan                    | fault image params rbd snapshot volid volume                 | klog                                    | rbd/rbdtest
 pkg/host                      | cluster fault filesystem image mapper params rbd step volid  | klog                                    | filesystem/filesystemtest mapper/mappertest rbd/rbdtest volume
 pkg/heal                      | host kubernetes                                              | klog                                    | fault volid
 
