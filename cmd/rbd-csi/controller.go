@@ -22,6 +22,7 @@ type controlling struct {
 	flattenDepth   int
 	publishedNodes bool
 	grace          time.Duration
+	orphans        watching
 }
 
 func controllerCommand() *cobra.Command {
@@ -44,6 +45,7 @@ func controllerCommand() *cobra.Command {
 }
 
 func (c *controlling) flags(command *cobra.Command) {
+	c.orphans.flags(command)
 	flags := command.Flags()
 	flags.IntVar(&c.purge.Workers, "purge-workers", 4, "how many deleted volumes are freed at once")
 	flags.DurationVar(&c.purge.Every, "purge-every", volume.DefaultPurgeEvery, "how often the trash is looked through for what another process left")
@@ -83,7 +85,11 @@ func runController(ctx context.Context, s serving, c controlling) error {
 		store.KeepFences(ctx)
 		return nil
 	}
-	return s.serve(ctx, services, part{name: "purge", run: purging}, part{name: "flatten", run: flattening}, part{name: "fences", run: fencing})
+	parts := []part{{name: "purge", run: purging}, {name: "flatten", run: flattening}, {name: "fences", run: fencing}}
+	if c.orphans.every > 0 {
+		parts = append(parts, c.orphans.part(s.driver, clusters, store))
+	}
+	return s.serve(ctx, services, parts...)
 }
 
 // onlyCluster returns the name of the cluster if there is one only, and "" otherwise.

@@ -52,7 +52,7 @@ func root() *cobra.Command {
 	klog.InitFlags(logging)
 	command.PersistentFlags().AddGoFlag(logging.Lookup("v"))
 	command.AddCommand(
-		controllerCommand(), nodeCommand(), workersCommand(), fuseCommand(), krbdCommand(), nbdCommand(), fencesCommand(), versionCommand(),
+		controllerCommand(), nodeCommand(), workersCommand(), fuseCommand(), krbdCommand(), nbdCommand(), fencesCommand(), doctorCommand(), versionCommand(),
 	)
 	return command
 }

@@ -27,11 +27,14 @@ type serving struct {
 
 func (s *serving) flags(command *cobra.Command) {
 	flags := command.Flags()
-	flags.StringVar(&s.driver, "driver-name", "rbd-csi.io", "name of the CSI driver, as in StorageClass.provisioner")
+	flags.StringVar(&s.driver, "driver-name", defaultDriver, "name of the CSI driver, as in StorageClass.provisioner")
 	flags.StringVar(&s.endpoint, "endpoint", "unix:///csi/csi.sock", "socket to serve CSI on")
 	flags.StringVar(&s.clusters, "clusters", defaultClusters, "directory with a directory for each cluster, which holds ceph.conf and keyring, or mon-endpoints, userID and userKey as Rook has them")
 	flags.StringVar(&s.http, "http", "", "address for /healthz, /readyz and /metrics, for instance :9808; empty: none")
 }
+
+// defaultDriver is the driver's name unless a flag says otherwise.
+const defaultDriver = "rbd-csi.io"
 
 // defaultClusters is where the chart mounts the clusters' files.
 const defaultClusters = "/etc/rbd-csi/clusters"
