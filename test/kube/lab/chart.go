@@ -30,10 +30,11 @@ const (
 // values are what the chart is installed with, beside its defaults. Snapshots are on because the cluster has their API.
 func values(f findings, metadata map[string]any) map[string]any {
 	// An image that was built anew has the old one's tag, and pods would not be replaced for it.
-	image := map[string]any{"podAnnotations": map[string]any{Driver + "/image-id": f.id}}
+	image := map[string]any{Driver + "/image-id": f.id}
 	return map[string]any{
-		"controller": image,
-		"node":       image,
+		// What others put into the trash is freed after less time than by default: tests wait for it.
+		"controller": map[string]any{"podAnnotations": image, "extraArgs": []any{"--purge-every=10s"}},
+		"node":       map[string]any{"podAnnotations": image},
 		// There is no registry: what is not imported is not to be had.
 		"image": map[string]any{"repository": f.repository, "tag": f.tag, "pullPolicy": "Never"},
 		"clusters": []any{
