@@ -26,6 +26,10 @@ func mountView(root string, dirs ...string) error {
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w: %w", fault.Unsupported, err)
 	}
+	// What runs in it may make mount namespaces of its own, for which / has to be a mount.
+	if err := bind(root, root, 0); err != nil {
+		return err
+	}
 	for _, dir := range []string{"/dev", "/proc", "/sys"} {
 		if err := bind(dir, filepath.Join(root, dir), syscall.MS_REC); err != nil {
 			return err

@@ -60,7 +60,8 @@ func newLabOn(t *testing.T, cluster *ceph.Cluster) *lab {
 	t.Helper()
 	l := &lab{Cluster: cluster, directory: filepath.Join(t.TempDir(), "run")}
 	l.user = l.addUser(t, ceph.ProfileRBD(l.Pool()))
-	l.stranger = l.addUser(t, ceph.Caps{Mon: "allow r"})
+	// Without any permission of the OSDs, a client of Ceph 20 waits for ever, the command rbd as well.
+	l.stranger = l.addUser(t, ceph.Caps{Mon: "allow r", OSD: "profile rbd pool=another"})
 	l.connect(t)
 	t.Cleanup(func() {
 		if !l.nothingLeft(t) {
