@@ -150,7 +150,7 @@ func (e *examining) remove(ctx context.Context, to io.Writer, handles []string) 
 				failed = append(failed, err)
 				continue
 			}
-			_, _ = fmt.Fprintln(to, "removed", handle, "(the controllers free its space, within", volume.DefaultPurgeEvery, "unless --purge-every says otherwise)")
+			_, _ = fmt.Fprintf(to, "removed %s; the controllers free its space within %s, or as their --purge-every says\n", handle, volume.DefaultPurgeEvery)
 		}
 		return errors.Join(failed...)
 	})
