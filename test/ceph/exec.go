@@ -91,7 +91,7 @@ func (t tools) command(ctx context.Context, name string, args ...string) (*exec.
 	}
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = t.env
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 10 * time.Second // for what is still in the pipe: a busy machine reads late
 	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: t.root, Pdeathsig: syscall.SIGKILL}
 	if t.root != "" {
 		cmd.Dir = "/"
