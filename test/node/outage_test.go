@@ -265,20 +265,41 @@ func (v *volume) objects(t *testing.T) []string {
 	return all
 }
 
+// fresh makes a volume and attaches it, and leaves it to be staged for the first time.
+func (m *Machine) fresh(t *testing.T, kind string) *volume {
+	t.Helper()
+	made, err := m.Controller.Create(t.Context(), driver.Claim{
+		Volume: fmt.Sprintf("pvc-%s-%d", kind, time.Now().UnixNano()), Bytes: gib, Parameters: m.Parameters(), Use: kinds[kind],
+	})
+	check(t, err)
+	id, err := m.Node.ID(t.Context())
+	check(t, err)
+	v := &volume{Machine: m, Volume: made, kind: kind}
+	v.attached, err = m.Controller.Attach(t.Context(), made, id)
+	check(t, err)
+	return v
+}
+
+// lives stages an attached volume, whatever was begun before, and takes it through its life: what is written is there when
+// it comes again.
+func (v *volume) lives(t *testing.T) {
+	t.Helper()
+	v.again(t, func() (driver.Volume, error) { return v.Volume, v.Node.Stage(t.Context(), v.Volume, v.attached) })
+	check(t, v.Node.Publish(t.Context(), v.Volume, v.attached, v.Name))
+	v.write(t, v.Node)
+	v.down(t, v.Node)
+	v.up(t, v.Node)
+	v.read(t, v.Node)
+	v.down(t, v.Node)
+	check(t, v.Controller.Delete(t.Context(), v.Volume))
+}
+
 // unreadable is one round: the device cannot be read when a fresh volume is staged. It is not formatted, and the
 // request ends; when the device can be read again it is formatted, once.
 func (m *Machine) unreadable(t *testing.T, kind string) {
 	t.Helper()
 	ctx := t.Context()
-	made, err := m.Controller.Create(ctx, driver.Claim{
-		Volume: fmt.Sprintf("pvc-%s-%d", kind, time.Now().UnixNano()), Bytes: gib, Parameters: m.Parameters(), Use: kinds[kind],
-	})
-	check(t, err)
-	v := &volume{Machine: m, Volume: made, kind: kind}
-	id, err := m.Node.ID(ctx)
-	check(t, err)
-	v.attached, err = m.Controller.Attach(ctx, v.Volume, id)
-	check(t, err)
+	v := m.fresh(t, kind)
 	// The volume is mapped by a first request, and the OSD stops as soon as that can be seen.
 	staged := make(chan error, 1)
 	go func() { staged <- m.Node.Stage(ctx, v.Volume, v.attached) }()
@@ -300,14 +321,7 @@ func (m *Machine) unreadable(t *testing.T, kind string) {
 	})
 	check(t, thaw())
 	<-staged
-	m.again(t, func() (driver.Volume, error) { return v.Volume, m.Node.Stage(ctx, v.Volume, v.attached) })
-	check(t, m.Node.Publish(ctx, v.Volume, v.attached, v.Name))
-	v.write(t, m.Node)
-	v.down(t, m.Node)
-	v.up(t, m.Node)
-	v.read(t, m.Node)
-	v.down(t, m.Node)
-	check(t, m.Controller.Delete(ctx, v.Volume))
+	v.lives(t)
 }
 
 // killedInFormat is one round: the node plug-in and its mkfs are killed while mkfs runs. The next stage finishes the
@@ -318,15 +332,7 @@ func (m *Machine) killedInFormat(t *testing.T, kind string) {
 		kind = "xfs" // only filesystems are formatted
 	}
 	ctx := t.Context()
-	made, err := m.Controller.Create(ctx, driver.Claim{
-		Volume: fmt.Sprintf("pvc-%s-%d", kind, time.Now().UnixNano()), Bytes: gib, Parameters: m.Parameters(), Use: kinds[kind],
-	})
-	check(t, err)
-	v := &volume{Machine: m, Volume: made, kind: kind}
-	id, err := m.Node.ID(ctx)
-	check(t, err)
-	v.attached, err = m.Controller.Attach(ctx, v.Volume, id)
-	check(t, err)
+	v := m.fresh(t, kind)
 	staged := make(chan error, 1)
 	go func() { staged <- m.Node.Stage(ctx, v.Volume, v.attached) }()
 	seen := false
@@ -337,14 +343,7 @@ func (m *Machine) killedInFormat(t *testing.T, kind string) {
 	<-staged
 	t.Logf("killed while mkfs ran: %t", seen)
 	check(t, m.Node.Start(ctx))
-	m.again(t, func() (driver.Volume, error) { return v.Volume, m.Node.Stage(ctx, v.Volume, v.attached) })
-	check(t, m.Node.Publish(ctx, v.Volume, v.attached, v.Name))
-	v.write(t, m.Node)
-	v.down(t, m.Node)
-	v.up(t, m.Node)
-	v.read(t, m.Node)
-	v.down(t, m.Node)
-	check(t, m.Controller.Delete(ctx, v.Volume))
+	v.lives(t)
 }
 
 // formats reports whether a mkfs of that kind runs.
