@@ -34,7 +34,8 @@ func values(f findings, metadata map[string]any) map[string]any {
 	return map[string]any{
 		// What others put into the trash is freed after less time than by default: tests wait for it.
 		"controller": map[string]any{"podAnnotations": image, "extraArgs": []any{"--purge-every=10s"}},
-		"node":       map[string]any{"podAnnotations": image},
+		// Likewise what went bad under a pod.
+		"node": map[string]any{"podAnnotations": image, "heal": "restart", "extraArgs": []any{"--heal-every=2s"}},
 		// There is no registry: what is not imported is not to be had.
 		"image": map[string]any{"repository": f.repository, "tag": f.tag, "pullPolicy": "Never"},
 		"clusters": []any{
