@@ -118,7 +118,9 @@ func (m *Machine) powerLoss(t *testing.T, kind string) {
 	}
 	check(t, errors.Join(m.Ceph.Restart(ctx, "mon.a"), m.Ceph.Restart(ctx, "osd.0"), m.Ceph.WaitHealthy(ctx)))
 	check(t, errors.Join(m.Controller.Start(ctx), m.Node.Start(ctx)))
+	// This kernel has not lost its mounts, which are dead now.
 	check(t, m.Node.Unpublish(ctx, v.Volume, v.Name))
+	m.again(t, func() (driver.Volume, error) { return v.Volume, m.Node.Unstage(ctx, v.Volume) })
 	m.again(t, func() (driver.Volume, error) { return v.Volume, m.Node.Stage(ctx, v.Volume, v.attached) })
 	check(t, m.Node.Publish(ctx, v.Volume, v.attached, v.Name))
 	v.read(t, m.Node)
