@@ -13,8 +13,8 @@ set -euo pipefail
 
 compile=(make git gcc libc6-dev librbd-dev librados-dev)
 cluster=(ceph-mon ceph-mgr ceph-osd ceph-common)
-# kmod: the kernel calls modprobe when it first needs loop devices or FUSE.
-node=(e2fsprogs xfsprogs util-linux mount fuse3 kmod)
+# kmod: the kernel calls modprobe when it first needs loop devices or FUSE. procps: the demo shows processes.
+node=(e2fsprogs xfsprogs util-linux mount fuse3 kmod procps)
 image=(debootstrap buildah ca-certificates make git)
 # The kernel itself, and a libc for it, test/kernel/fetch.sh fetches from a newer Debian. rbd-nbd is what the mapper nbd runs.
 kernel=(dmsetup iproute2 kmod patchelf rbd-nbd)
