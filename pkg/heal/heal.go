@@ -164,15 +164,13 @@ func uses(pod kubernetes.Pod, one host.Ailing) bool {
 func (h *Healer) tell(ctx context.Context, pod kubernetes.Pod, one host.Ailing, now map[complaint]bool) error {
 	heal := h.options.Restart && pod.Owned
 	what := complaint{one.Volume.String(), one.Reason, pod.UID}
-	if h.told[what] {
-		now[what] = true
-	} else {
+	if !h.told[what] {
 		event := kubernetes.Event{Pod: pod, Warning: true, Reason: one.Reason, Message: h.message(one, pod, heal)}
 		if err := h.options.Pods.Report(ctx, h.options.Driver, h.node, event); err != nil {
 			return err
 		}
-		now[what] = true
 	}
+	now[what] = true
 	if !heal {
 		return nil
 	}
