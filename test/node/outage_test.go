@@ -46,7 +46,7 @@ func (m *Machine) silent(t *testing.T, kind, daemon string, outage time.Duration
 	check(t, m.Ceph.Freeze(t.Context(), daemon))
 	thaw := sync.OnceValue(func() error { return m.Ceph.Thaw(context.WithoutCancel(t.Context()), daemon) })
 	t.Cleanup(func() { _ = thaw() })
-	claim := driver.Claim{Volume: v.Name + "-meanwhile", Bytes: gib, Parameters: m.Parameters(), Use: kinds[kind]}
+	claim := m.claim(kind, v.Name+"-meanwhile")
 	for end := time.Now().Add(outage); time.Now().Before(end); {
 		m.answersWithin(t, "create", func(ctx context.Context) error { _, err := m.Controller.Create(ctx, claim); return err })
 		m.answersWithin(t, "health", func(ctx context.Context) error { return v.healthy(ctx, m.Node) })
@@ -64,9 +64,7 @@ func (m *Machine) silent(t *testing.T, kind, daemon string, outage time.Duration
 		t.Errorf("%s after %s went on a volume was made and deleted, want at most %s", took, daemon, back)
 	}
 	stop()
-	v.read(t, m.Node)
-	v.down(t, m.Node)
-	check(t, m.Controller.Delete(t.Context(), v.Volume))
+	v.ends(t)
 }
 
 // healthy asks a node how the volume is.
@@ -103,6 +101,19 @@ func (m *Machine) again(t *testing.T, send func() (driver.Volume, error)) driver
 	}
 }
 
+// claim asks for a volume of that name.
+func (m *Machine) claim(kind, name string) driver.Claim {
+	return driver.Claim{Volume: name, Bytes: gib, Parameters: m.Parameters(), Use: kinds[kind]}
+}
+
+// ends checks that the data is there, and takes the volume down and deletes it.
+func (v *volume) ends(t *testing.T) {
+	t.Helper()
+	v.read(t, v.Node)
+	v.down(t, v.Node)
+	check(t, v.Controller.Delete(t.Context(), v.Volume))
+}
+
 // powerLoss is one round: everything ends at once, cluster, driver and client, as on a machine that loses power, and
 // starts again. What was synced is there.
 func (m *Machine) powerLoss(t *testing.T, kind string) {
@@ -123,9 +134,7 @@ func (m *Machine) powerLoss(t *testing.T, kind string) {
 	m.again(t, func() (driver.Volume, error) { return v.Volume, m.Node.Unstage(ctx, v.Volume) })
 	m.again(t, func() (driver.Volume, error) { return v.Volume, m.Node.Stage(ctx, v.Volume, v.attached) })
 	check(t, m.Node.Publish(ctx, v.Volume, v.attached, v.Name))
-	v.read(t, m.Node)
-	v.down(t, m.Node)
-	check(t, m.Controller.Delete(ctx, v.Volume))
+	v.ends(t)
 }
 
 // full is one round: the pool's quota is reached under a volume in use. New volumes are refused with the reason, what is
@@ -143,11 +152,11 @@ func (m *Machine) full(t *testing.T, kind string) {
 	t.Cleanup(func() {
 		_, _ = m.Ceph.Ceph(context.WithoutCancel(ctx), "osd", "pool", "set-quota", m.Ceph.Pool(), "max_objects", "0")
 	})
-	claim := driver.Claim{Bytes: gib, Parameters: m.Parameters(), Use: kinds[kind]}
+	var claim driver.Claim
 	var made []driver.Volume
 	var err error
 	for deadline := time.Now().Add(time.Minute); err == nil && time.Now().Before(deadline); {
-		claim.Volume = fmt.Sprintf("%s-%d", v.Name, len(made))
+		claim = m.claim(kind, fmt.Sprintf("%s-%d", v.Name, len(made)))
 		var one driver.Volume
 		if one, err = m.Controller.Create(ctx, claim); err == nil {
 			made = append(made, one)
@@ -171,9 +180,7 @@ func (m *Machine) full(t *testing.T, kind string) {
 	})
 	check(t, m.Controller.Delete(ctx, late))
 	v.write(t, m.Node)
-	v.read(t, m.Node)
-	v.down(t, m.Node)
-	check(t, m.Controller.Delete(ctx, v.Volume))
+	v.ends(t)
 }
 
 // keyChanges is one round: the user's key is revoked and given anew under a volume in use. The volume goes on; a process that
@@ -191,7 +198,7 @@ func (m *Machine) keyChanges(t *testing.T, kind string) {
 	check(t, err)
 	check(t, m.Controller.Kill())
 	check(t, m.Controller.Start(ctx))
-	claim := driver.Claim{Volume: v.Name + "-meanwhile", Bytes: gib, Parameters: m.Parameters(), Use: kinds[kind]}
+	claim := m.claim(kind, v.Name+"-meanwhile")
 	began := time.Now()
 	if _, err = m.Controller.Create(ctx, claim); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), m.User) {
 		t.Errorf("create with a revoked key after %s: %v, want Unauthenticated and who", time.Since(began), err)
@@ -204,9 +211,7 @@ func (m *Machine) keyChanges(t *testing.T, kind string) {
 	v.read(t, m.Node)
 	v.down(t, m.Node)
 	v.up(t, m.Node)
-	v.read(t, m.Node)
-	v.down(t, m.Node)
-	check(t, m.Controller.Delete(ctx, v.Volume))
+	v.ends(t)
 }
 
 // lostBeginning is one round: the first object of a formatted volume is lost, so that no tool sees a filesystem on the
@@ -241,9 +246,7 @@ func (m *Machine) lostBeginning(t *testing.T, kind string) {
 	check(t, err)
 	check(t, m.Node.Stage(ctx, v.Volume, v.attached))
 	check(t, m.Node.Publish(ctx, v.Volume, v.attached, v.Name))
-	v.read(t, m.Node)
-	v.down(t, m.Node)
-	check(t, m.Controller.Delete(ctx, v.Volume))
+	v.ends(t)
 }
 
 // dataPrefix is how the names of the image's data objects begin.
@@ -278,9 +281,7 @@ func (v *volume) objects(t *testing.T) []string {
 // fresh makes a volume and attaches it, and leaves it to be staged for the first time.
 func (m *Machine) fresh(t *testing.T, kind string) *volume {
 	t.Helper()
-	made, err := m.Controller.Create(t.Context(), driver.Claim{
-		Volume: fmt.Sprintf("pvc-%s-%d", kind, time.Now().UnixNano()), Bytes: gib, Parameters: m.Parameters(), Use: kinds[kind],
-	})
+	made, err := m.Controller.Create(t.Context(), m.claim(kind, fmt.Sprintf("pvc-%s-%d", kind, time.Now().UnixNano())))
 	check(t, err)
 	id, err := m.Node.ID(t.Context())
 	check(t, err)
@@ -299,9 +300,7 @@ func (v *volume) lives(t *testing.T) {
 	v.write(t, v.Node)
 	v.down(t, v.Node)
 	v.up(t, v.Node)
-	v.read(t, v.Node)
-	v.down(t, v.Node)
-	check(t, v.Controller.Delete(t.Context(), v.Volume))
+	v.ends(t)
 }
 
 // unreadable is one round: the device cannot be read when a fresh volume is staged. It is not formatted, and the
@@ -311,26 +310,20 @@ func (m *Machine) unreadable(t *testing.T, kind string) {
 	ctx := t.Context()
 	v := m.fresh(t, kind)
 	// The volume is mapped by a first request, and the OSD stops as soon as that can be seen.
-	staged := make(chan error, 1)
-	go func() { staged <- m.Node.Stage(ctx, v.Volume, v.attached) }()
-	for deadline := time.Now().Add(10 * time.Second); len(staged) == 0 && time.Now().Before(deadline); {
+	staging, answered := context.WithCancel(ctx)
+	go func() {
+		defer answered()
+		m.answersWithin(t, "stage", func(ctx context.Context) error { return m.Node.Stage(ctx, v.Volume, v.attached) })
+	}()
+	for staging.Err() == nil {
 		if workers, err := m.Node.Workers(); err == nil && len(workers) > 0 {
 			break
 		}
 	}
-	check(t, m.Ceph.Freeze(ctx, "osd.0"))
-	thaw := sync.OnceValue(func() error { return m.Ceph.Thaw(context.WithoutCancel(ctx), "osd.0") })
-	t.Cleanup(func() { _ = thaw() })
-	m.answersWithin(t, "stage", func(ctx context.Context) error {
-		select {
-		case err := <-staged:
-			staged <- err
-		case <-ctx.Done():
-		}
-		return nil
-	})
-	check(t, thaw())
-	<-staged
+	err := m.Ceph.Freeze(ctx, "osd.0")
+	t.Cleanup(func() { _ = m.Ceph.Thaw(context.WithoutCancel(ctx), "osd.0") })
+	<-staging.Done()
+	check(t, errors.Join(err, m.Ceph.Thaw(ctx, "osd.0")))
 	v.lives(t)
 }
 
@@ -370,7 +363,7 @@ func formats(kind string) bool {
 func (m *Machine) twoControllers(t *testing.T, second *driver.Process, kind string) {
 	t.Helper()
 	ctx := t.Context()
-	claim := driver.Claim{Volume: fmt.Sprintf("pvc-%s-%d", kind, time.Now().UnixNano()), Bytes: gib, Parameters: m.Parameters(), Use: kinds[kind]}
+	claim := m.claim(kind, fmt.Sprintf("pvc-%s-%d", kind, time.Now().UnixNano()))
 	both := func(a, b func() error) (errA, errB error) {
 		var wait sync.WaitGroup
 		wait.Go(func() { errA = a() })
