@@ -232,6 +232,9 @@ func (b *bench) fixture(t *testing.T) mappertest.Fixture {
 			return []byte(whole[offset : offset+length])
 		},
 		Kill: b.fence,
+		Refusing: func(t *testing.T, bytes int64) (mapper.Request, func(mapper.Device)) {
+			return b.image(t, bytes), func(device mapper.Device) { b.fence(t, device) }
+		},
 		Hold: func(t *testing.T, device mapper.Device) (release func()) {
 			file, err := os.OpenFile(device.Path, os.O_RDONLY|syscall.O_EXCL, 0)
 			must(t, err)

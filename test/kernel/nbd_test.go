@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -74,7 +75,31 @@ func (b *bench) nbdFixture(t *testing.T) mappertest.Fixture {
 		}
 		awaitProcesses(t, device, 0)
 	}
+	f.Refusing = b.refusing
 	return f
+}
+
+// refusing makes an image with a data pool of its own, which refuse removes. librbd may not notice it but by
+// what it writes: its header, its lock and its object map are in the other pool.
+func (b *bench) refusing(t *testing.T, bytes int64) (request mapper.Request, refuse func(mapper.Device)) {
+	t.Helper()
+	const headers, data = "refusing-headers", "refusing-data"
+	remove := func(pool string) { b.ceph(t, "osd", "pool", "rm", pool, pool, "--yes-i-really-really-mean-it") }
+	other := *b
+	for _, pool := range []string{headers, data} {
+		b.ceph(t, "osd", "pool", "create", pool, "8", "--autoscale-mode=off")
+		t.Cleanup(func() { remove(pool) })
+		b.rbd(t, "pool", "init", pool)
+	}
+	var info struct {
+		ID int64 `json:"pool_id"`
+	}
+	must(t, json.Unmarshal([]byte(b.ceph(t, "osd", "pool", "get", headers, "all", "-f", "json")), &info))
+	other.pool, other.poolID = headers, info.ID
+	other.access.Credentials = b.user(t, "refusing", "mon", "profile rbd", "osd", "profile rbd pool="+headers+", profile rbd pool="+data)
+	const name = "refusing"
+	b.rbd(t, "create", headers+"/"+name, "--size", fmt.Sprintf("%dB", bytes), "--data-pool", data)
+	return other.requestFor(t, "", name), func(mapper.Device) { remove(data) }
 }
 
 // processesOf returns the worker of a device and its rbd-nbd, in the order of their IDs.

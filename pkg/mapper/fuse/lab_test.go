@@ -274,6 +274,31 @@ func (l *lab) fence(t *testing.T, device mapper.Device) {
 	l.ceph(t, "osd", "blocklist", "add", device.Client)
 }
 
+// refusing makes an image with a data pool of its own, which refuse removes. librbd may not notice it but by
+// what it writes: its header, its lock and its object map are in the other pool.
+func (l *lab) refusing(t *testing.T, bytes int64) (request mapper.Request, refuse func(mapper.Device)) {
+	t.Helper()
+	headers, data := l.Pool()+"-headers", l.Pool()+"-data"
+	for _, pool := range []string{headers, data} {
+		must(t, l.CreatePool(t.Context(), pool))
+		t.Cleanup(func() { must(t, l.RemovePool(context.WithoutCancel(t.Context()), pool)) })
+	}
+	other := *l
+	var err error
+	other.ioctx, err = l.conn.OpenIOContext(headers)
+	must(t, err)
+	t.Cleanup(other.ioctx.Destroy)
+	other.poolID, err = l.conn.GetPoolByName(headers)
+	must(t, err)
+	other.user = l.addUser(t, ceph.ProfileRBD(headers, data))
+	const name = "refusing"
+	_, err = l.RBD(t.Context(), "create", headers+"/"+name, "--size", fmt.Sprintf("%dB", bytes), "--data-pool", data)
+	must(t, err)
+	request = other.request(t, name)
+	request.Target.Image.Pool.Pool = headers
+	return request, func(mapper.Device) { must(t, l.RemovePool(t.Context(), data)) }
+}
+
 // kill kills the worker of an image and waits until it is gone.
 func (l *lab) kill(t *testing.T, request mapper.Request) {
 	t.Helper()

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
@@ -83,32 +82,16 @@ func ReceiveOrder(from io.Reader) (Order, error) {
 	return order, nil
 }
 
-// optionPrefixes begin the settings of librbd that a class may choose: those that change
-// how fast the image is, and none that changes what is promised for its data.
-var optionPrefixes = []string{"rbd_cache", "rbd_readahead_", "rbd_qos_", "rbd_read_from_replica_policy"}
-
-// CheckOptions returns fault.Invalid, with its name, for an option that is not KEY=VALUE
-// with a KEY that begins with rbd_cache, rbd_readahead_, rbd_qos_ or
-// rbd_read_from_replica_policy. Whether librbd knows the key, and takes
-// the value, the worker finds out; that is fault.Invalid too.
+// CheckOptions returns fault.Invalid, with its name, for an option that is not a setting of librbd as
+// mapper.CheckSetting wants it. Whether librbd knows the key, and takes the value, the worker finds out; that
+// is fault.Invalid too.
 func CheckOptions(options []string) error {
 	for _, option := range options {
-		key, value, found := strings.Cut(option, "=")
-		if !found || value == "" || !isOption(key) {
-			return fmt.Errorf("option %q of mapper fuse: wanted is KEY=VALUE with a KEY that begins with %s: %w",
-				option, strings.Join(optionPrefixes, ", "), fault.Invalid)
+		if err := mapper.CheckSetting(option); err != nil {
+			return fmt.Errorf("option %q of mapper fuse: %w", option, err)
 		}
 	}
 	return nil
-}
-
-func isOption(key string) bool {
-	for _, prefix := range optionPrefixes {
-		if strings.HasPrefix(key, prefix) {
-			return true
-		}
-	}
-	return false
 }
 
 // wireAnswer is a worker's answer on the pipe: an empty Error means that it serves.

@@ -209,12 +209,13 @@ func TestSuiteInPods(t *testing.T) {
 	mappertest.Suite(t, func(t *testing.T) mappertest.Fixture {
 		p := newPods(t)
 		return mappertest.Fixture{
-			Mapper:  p.mapper(),
-			Restart: func() mapper.Mapper { return p.mapper() },
-			Image:   p.image,
-			Resize:  p.resize,
-			Content: p.content,
-			Kill:    p.fence,
+			Mapper:   p.mapper(),
+			Restart:  func() mapper.Mapper { return p.mapper() },
+			Image:    p.image,
+			Resize:   p.resize,
+			Content:  p.content,
+			Kill:     p.fence,
+			Refusing: p.refusing,
 			Hold: func(t *testing.T, device mapper.Device) (release func()) {
 				file, err := os.OpenFile(device.Path, os.O_RDONLY|syscall.O_EXCL, 0)
 				must(t, err)

@@ -31,12 +31,13 @@ func TestSuite(t *testing.T) {
 	mappertest.Suite(t, func(t *testing.T) mappertest.Fixture {
 		l := newLab(t)
 		return mappertest.Fixture{
-			Mapper:  l.mapper(),
-			Restart: func() mapper.Mapper { return l.mapper() },
-			Image:   l.image,
-			Resize:  l.resize,
-			Content: l.content,
-			Kill:    l.fence,
+			Mapper:   l.mapper(),
+			Restart:  func() mapper.Mapper { return l.mapper() },
+			Image:    l.image,
+			Resize:   l.resize,
+			Content:  l.content,
+			Kill:     l.fence,
+			Refusing: l.refusing,
 			Hold: func(t *testing.T, device mapper.Device) (release func()) {
 				file, err := os.OpenFile(device.Path, os.O_RDONLY|syscall.O_EXCL, 0)
 				must(t, err)

@@ -40,8 +40,9 @@ func TestSuite(t *testing.T) {
 				}
 				return content[offset : offset+length]
 			},
-			Kill: func(_ *testing.T, device mapper.Device) { b.kill(device) },
-			Hold: func(_ *testing.T, device mapper.Device) (release func()) { return b.hold(device) },
+			Kill:     func(_ *testing.T, device mapper.Device) { b.kill(device) },
+			Refusing: func(_ *testing.T, bytes int64) (mapper.Request, func(mapper.Device)) { return b.image(bytes), b.kill },
+			Hold:     func(_ *testing.T, device mapper.Device) (release func()) { return b.hold(device) },
 			WrongKey: func(request mapper.Request) mapper.Request {
 				request.Access.Key = keyOf("wrong")
 				return request

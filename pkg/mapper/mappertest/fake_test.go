@@ -71,6 +71,9 @@ func TestFake(t *testing.T) {
 				return content[offset : offset+length]
 			},
 			Kill: func(_ *testing.T, device mapper.Device) { fake.Die(device.Target, "killed by the test") },
+			Refusing: func(_ *testing.T, bytes int64) (mapper.Request, func(mapper.Device)) {
+				return images.make(bytes), func(device mapper.Device) { fake.Die(device.Target, "refused by the test") }
+			},
 			Hold: func(_ *testing.T, device mapper.Device) (release func()) {
 				fake.Held(func(path string) bool { return path == device.Path })
 				return func() { fake.Held(func(string) bool { return false }) }

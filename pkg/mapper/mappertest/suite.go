@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 	"github.com/rbd-csi/rbd-csi/pkg/mapper"
 )
@@ -30,6 +32,8 @@ type Fixture struct {
 	Content func(t *testing.T, request mapper.Request, offset, length int64) []byte
 	// Kill makes the device dead.
 	Kill func(t *testing.T, device mapper.Device)
+	// Refusing makes an image as Image does. Once refuse returns, the cluster refuses what is written to its device.
+	Refusing func(t *testing.T, bytes int64) (request mapper.Request, refuse func(device mapper.Device))
 	// Hold holds a device as a mount does, until release.
 	Hold func(t *testing.T, device mapper.Device) (release func())
 	// WrongKey and Powerless turn a request into that of a user who cannot
@@ -80,6 +84,7 @@ var cases = []struct {
 	{"a dead device is listed as dead", deadIsListed},
 	{"map replaces a dead device", deadIsReplaced},
 	{"unmap removes a dead device", deadIsRemoved},
+	{"a write that the cluster refuses fails itself", refusedWriteFails},
 }
 
 // A trial is one test with its fixture.
@@ -551,4 +556,35 @@ func deadIsRemoved(t *trial) {
 	t.unmap(t.listed(request))
 	t.nothingMapped()
 	t.reads(t.mapped(request), data, 0)
+}
+
+// refusedWriteFails writes past the page cache, which has the device itself say of each write when it is done.
+// An error that came only with a sync would be too late: a write can fail before the sync begins, and
+// then nothing need be left for the sync to fail with.
+func refusedWriteFails(t *trial) {
+	request, refuse := t.Refusing(t.T, 8*mebibyte)
+	device := t.mapped(request)
+	// The sync lets librbd's caches begin to work (rbd_cache_writethrough_until_flush).
+	if err := errors.Join(writeTo(device, []byte("synced"), 0, true), writeDirectly(device, 4096)); err != nil {
+		t.Fatalf("write to the device: got %v, want no error", err)
+	}
+	refuse(device)
+	if err := writeDirectly(device, 4096); err == nil {
+		t.Errorf("write that the cluster refuses: got no error, want one")
+	}
+}
+
+// writeDirectly writes some bytes at the device's beginning, past the page cache.
+func writeDirectly(device mapper.Device, bytes int) error {
+	fd, err := unix.Open(device.Path, unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	// Of whole pages, as such a write wants it.
+	block, err := unix.Mmap(-1, 0, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err == nil {
+		_, err = unix.Pwrite(fd, block, 0)
+		err = errors.Join(err, unix.Munmap(block))
+	}
+	return errors.Join(err, unix.Close(fd))
 }

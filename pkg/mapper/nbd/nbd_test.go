@@ -77,10 +77,10 @@ func TestCheckOptions(t *testing.T) {
 		option string
 		well   bool
 	}{
-		{"rbd_qos_iops_limit=50", true}, {"rbd_cache=false", true}, {"rbd_read_from_replica_policy=localize", true},
+		{"rbd_qos_iops_limit=50", true}, {"rbd_cache_policy=writearound", false},
 		{"exclusive", true}, {"reattach_timeout=300", true},
 		{"exclusive=yes", false}, {"reattach_timeout=0", false}, {"reattach_timeout=x", false}, {"reattach_timeout", false},
-		{"rbd_qos_iops_limit", false}, {"rbd_cache=", false}, {"rbd_default_features=1", false}, {"keyring=/x", false}, {"ms_mode=crc", false},
+		{"rbd_default_features=1", false}, {"keyring=/x", false}, {"ms_mode=crc", false},
 	}
 	for _, test := range tests {
 		err := CheckOptions([]string{test.option})
@@ -123,7 +123,7 @@ func TestArguments(t *testing.T) {
 	got := strings.Join(order().arguments("", 3, 4), " ")
 	for _, want := range []string{
 		"map -f --try-netlink", "--cookie rbd-csi:ro:", "--read-only", "--rbd_qos_iops_limit=50", "--exclusive", "--reattach-timeout 300",
-		"--mon_host=10.0.0.1", "-c /proc/self/fd/3", "--keyring /proc/self/fd/4", "--id kube", "kube/team/pvc-1",
+		"--rbd_cache=false --rbd_cache_policy=writethrough --rbd_qos", "--mon_host=10.0.0.1", "-c /proc/self/fd/3", "--keyring /proc/self/fd/4", "--id kube", "kube/team/pvc-1",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("arguments: got %s, want %s in it", got, want)

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -71,40 +70,31 @@ func ReceiveOrder(from io.Reader) (Order, error) {
 	return wire.Order, nil
 }
 
-// optionPrefixes begin the settings of librbd that a class may choose: those that change how fast
-// the image is, and none that changes what is promised for its data.
-var optionPrefixes = []string{"rbd_cache", "rbd_readahead_", "rbd_qos_", "rbd_read_from_replica_policy"}
-
 // Options of rbd-nbd itself.
 const (
 	optionExclusive = "exclusive"        // refuse to hand the lock over to another client
 	optionReattach  = "reattach_timeout" // seconds for which I/O waits for another rbd-nbd
 )
 
-// CheckOptions returns fault.Invalid, with its name, for an option that is none of these:
-// KEY=VALUE where KEY is a setting of librbd that begins with rbd_cache, rbd_readahead_, rbd_qos_ or
-// rbd_read_from_replica_policy; exclusive; reattach_timeout=SECONDS, 1 to 3600.
+// CheckOptions returns fault.Invalid, with its name, for an option that is none of these: a setting of
+// librbd as mapper.CheckSetting wants it; exclusive; reattach_timeout=SECONDS, 1 to 3600.
 func CheckOptions(options []string) error {
 	for _, option := range options {
-		if !isOption(option) {
-			return fmt.Errorf("option %q of mapper nbd: wanted is %s, %s=SECONDS (1 to 3600), or KEY=VALUE with a KEY that begins with %s: %w",
-				option, optionExclusive, optionReattach, strings.Join(optionPrefixes, ", "), fault.Invalid)
+		if isOwn(option) {
+			continue
+		}
+		if err := mapper.CheckSetting(option); err != nil {
+			return fmt.Errorf("option %q of mapper nbd is neither %s nor %s=SECONDS (1 to 3600): %w", option, optionExclusive, optionReattach, err)
 		}
 	}
 	return nil
 }
 
-func isOption(option string) bool {
-	key, value, found := strings.Cut(option, "=")
-	switch {
-	case option == optionExclusive:
-		return true
-	case key == optionReattach:
-		seconds, err := strconv.Atoi(value)
-		return err == nil && seconds >= 1 && seconds <= 3600
-	}
-	hasPrefix := func(prefix string) bool { return strings.HasPrefix(key, prefix) }
-	return found && value != "" && slices.ContainsFunc(optionPrefixes, hasPrefix)
+// isOwn reports whether an option is one of rbd-nbd itself.
+func isOwn(option string) bool {
+	key, value, _ := strings.Cut(option, "=")
+	seconds, err := strconv.Atoi(value)
+	return option == optionExclusive || key == optionReattach && err == nil && seconds >= 1 && seconds <= 3600
 }
 
 // defaultReattach is how many seconds I/O waits for another rbd-nbd when one has died: more than
@@ -125,6 +115,9 @@ func (o Order) arguments(device string, conf, keyring int) []string {
 	if o.ReadOnly {
 		arguments = append(arguments, "--read-only")
 	}
+	for _, setting := range mapper.HonestWrites() {
+		arguments = append(arguments, "--"+setting.String())
+	}
 	for _, option := range o.Options {
 		key, value, _ := strings.Cut(option, "=")
 		switch key {
@@ -133,7 +126,7 @@ func (o Order) arguments(device string, conf, keyring int) []string {
 		case optionReattach:
 			reattach, _ = strconv.Atoi(value) // checked
 		default:
-			arguments = append(arguments, "--"+key+"="+value)
+			arguments = append(arguments, "--"+option) // the last one of a key counts
 		}
 	}
 	if o.Monitors != "" {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
+	"github.com/rbd-csi/rbd-csi/pkg/mapper"
 	"github.com/rbd-csi/rbd-csi/pkg/mapper/fuse"
 )
 
@@ -61,24 +62,22 @@ func openImage(order fuse.Order, at *step) (opened, error) {
 	return opened{&cephImage{connection, pool, image, header}, client}, nil
 }
 
-// A setting of librados or librbd that holds whatever ceph.conf says.
-type setting struct{ key, value string }
-
-func settings(order fuse.Order) []setting {
+// settings are those of librados and librbd that hold whatever ceph.conf says.
+func settings(order fuse.Order) []mapper.Setting {
 	// Whole seconds; the order's own limit is kept elsewhere.
 	seconds := strconv.Itoa(max(1, int(order.Timeout/time.Second)))
-	return []setting{
-		{"keyring", "/dev/null"}, // the key below counts, whatever lies about on the node
-		{"client_mount_timeout", seconds},
-		{"rados_mon_op_timeout", "30"},
+	return []mapper.Setting{
+		{Key: "keyring", Value: "/dev/null"}, // the key below counts, whatever lies about on the node
+		{Key: "client_mount_timeout", Value: seconds},
+		{Key: "rados_mon_op_timeout", Value: "30"},
 		// I/O waits for as long as the cluster needs: a write that timed out could still be
 		// applied later, over a newer one.
-		{"rados_osd_op_timeout", "0"},
+		{Key: "rados_osd_op_timeout", Value: "0"},
 		// Zero depends on it: rbd_writesame of zeros frees the space.
-		{"rbd_discard_on_zeroed_write_same", "true"},
-		{"admin_socket", ""}, // it would show the key
-		{"log_to_stderr", "false"},
-		{"err_to_stderr", "false"},
+		{Key: "rbd_discard_on_zeroed_write_same", Value: "true"},
+		{Key: "admin_socket", Value: ""}, // it would show the key
+		{Key: "log_to_stderr", Value: "false"},
+		{Key: "err_to_stderr", Value: "false"},
 	}
 }
 
@@ -95,9 +94,9 @@ func configure(order fuse.Order) (*rados.Conn, error) {
 			return nil, fmt.Errorf("monitors %q: %w: %w", order.Monitors, fault.Unavailable, err)
 		}
 	}
-	for _, s := range settings(order) {
-		if err := connection.SetConfigOption(s.key, s.value); err != nil {
-			return nil, fmt.Errorf("set %s: %w: %w", s.key, fault.Unsupported, err)
+	for _, s := range append(settings(order), mapper.HonestWrites()...) {
+		if err := connection.SetConfigOption(s.Key, s.Value); err != nil {
+			return nil, fmt.Errorf("set %s: %w: %w", s.Key, fault.Unsupported, err)
 		}
 	}
 	for _, option := range order.Options {
