@@ -23,6 +23,7 @@ type controlling struct {
 	publishedNodes bool
 	grace          time.Duration
 	orphans        watching
+	failover       bool
 }
 
 func controllerCommand() *cobra.Command {
@@ -52,6 +53,7 @@ func (c *controlling) flags(command *cobra.Command) {
 	flags.IntVar(&c.flattenDepth, "flatten-depth", volume.DefaultFlattenDepth, "from how many images on, which a read can go through beside the volume's own, a clone is flattened in the background")
 	flags.DurationVar(&c.flatten.Every, "flatten-every", volume.DefaultFlattenEvery, "how often the pools are looked through for clones to flatten that another process left")
 	flags.DurationVar(&c.grace, "detach-grace", volume.DefaultGrace, "how long a client that still lives may go on to unstage when its volume is detached, before it is shut out; 0: not at all")
+	flags.BoolVar(&c.failover, "failover", false, "let pods with volumes on a node that is neither ready nor heard of by Ceph start elsewhere at once: taint the node out-of-service and remove those pods")
 	flags.BoolVar(&c.publishedNodes, "published-nodes", false, "ListVolumes tells the nodes of each volume; the attacher then lists all volumes every minute")
 }
 
@@ -88,6 +90,13 @@ func runController(ctx context.Context, s serving, c controlling) error {
 	parts := []part{{name: "purge", run: purging}, {name: "flatten", run: flattening}, {name: "fences", run: fencing}}
 	if c.orphans.every > 0 {
 		parts = append(parts, c.orphans.part(s.driver, clusters, store))
+	}
+	if c.failover {
+		moving, err := failoverPart(s.driver, store)
+		if err != nil {
+			return err
+		}
+		parts = append(parts, moving)
 	}
 	return s.serve(ctx, services, parts...)
 }

@@ -1,6 +1,6 @@
 // Package kubernetes asks the API server of the Kubernetes cluster that the driver runs in what no CSI
-// request tells: which volumes and snapshots it knows, and which pods use a volume on a
-// node. It reports events and deletes pods. What is to be done, others decide.
+// request tells: which volumes and snapshots it knows, which pods use a volume on a
+// node, and whether the node is ready. It reports events, deletes pods and taints nodes. What is to be done, others decide.
 //
 // The sidecars do all that belongs to CSI; nothing here is needed to serve a request.
 package kubernetes
@@ -112,6 +112,18 @@ func kind(err error) error {
 	return fmt.Errorf("%w: %w", fault.Unavailable, err)
 }
 
+// get reads one object into what has the wanted of it.
+func (c *Client) get(ctx context.Context, path string, object any) error {
+	content, err := c.api.Get().AbsPath(path).Do(ctx).Raw()
+	if err != nil {
+		return kind(err)
+	}
+	if err := json.Unmarshal(content, object); err != nil {
+		return fmt.Errorf("%w: %w", fault.Internal, err)
+	}
+	return nil
+}
+
 // jsonType is what bodies are.
 const jsonType = "application/json"
 
@@ -124,7 +136,11 @@ func (c *Client) post(ctx context.Context, path string, object any) error {
 }
 
 func (c *Client) send(ctx context.Context, verb, path string, content []byte) error {
-	err := c.api.Verb(verb).AbsPath(path).SetHeader("Content-Type", jsonType).Body(content).Do(ctx).Error()
+	return c.sendAs(ctx, verb, path, jsonType, content)
+}
+
+func (c *Client) sendAs(ctx context.Context, verb, path, contentType string, content []byte) error {
+	err := c.api.Verb(verb).AbsPath(path).SetHeader("Content-Type", contentType).Body(content).Do(ctx).Error()
 	if err != nil {
 		return kind(err)
 	}

@@ -1,6 +1,7 @@
 package kubernetes_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -116,11 +117,12 @@ func TestSnapshots(t *testing.T) {
 func TestPodsOn(t *testing.T) {
 	client, _ := serve(t, map[string]string{
 		"GET /api/v1/pods?continue=&fieldSelector=spec.nodeName%3Done&limit=500": `{"items":[
-			{"metadata":{"namespace":"n","name":"web-0","uid":"1","ownerReferences":[{"kind":"StatefulSet","controller":true}]}},
+			{"metadata":{"namespace":"n","name":"web-0","uid":"1","ownerReferences":[{"kind":"StatefulSet","controller":true}]},
+				"spec":{"volumes":[{"name":"data","persistentVolumeClaim":{"claimName":"data-web-0"}},{"name":"scratch","ephemeral":{}},{"name":"token","projected":{}}]}},
 			{"metadata":{"namespace":"n","name":"bare","uid":"2","deletionTimestamp":"2026-01-02T03:04:05Z","ownerReferences":[{"kind":"Thing"}]}}]}`,
 	})
 	got, err := client.PodsOn(t.Context(), "one")
-	want := []kubernetes.Pod{{Namespace: "n", Name: "web-0", UID: "1", Owned: true}, {Namespace: "n", Name: "bare", UID: "2", Ending: true}}
+	want := []kubernetes.Pod{{Namespace: "n", Name: "web-0", UID: "1", Owned: true, Claims: []string{"n/data-web-0", "n/web-0-scratch"}}, {Namespace: "n", Name: "bare", UID: "2", Ending: true}}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, %v, want %v", got, err, want)
 	}
@@ -134,9 +136,19 @@ func TestDeletePod(t *testing.T) {
 	if err := client.DeletePod(t.Context(), pod); err != nil {
 		t.Fatal(err)
 	}
-	var options struct{ Preconditions struct{ UID string } }
-	if err := json.Unmarshal([]byte(api.bodies[0]), &options); err != nil || options.Preconditions.UID != "1" {
-		t.Errorf("got %s, %v, want the UID as a precondition", api.bodies[0], err)
+	if err := client.RemovePod(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"null", "0"} {
+		var options struct {
+			Preconditions      struct{ UID string }
+			GracePeriodSeconds json.RawMessage
+		}
+		err := json.Unmarshal([]byte(api.bodies[i]), &options)
+		grace := cmp.Or(string(options.GracePeriodSeconds), "null")
+		if err != nil || options.Preconditions.UID != "1" || grace != want {
+			t.Errorf("got %s, %v, want the UID as a precondition and %s as the time to end", api.bodies[i], err, want)
+		}
 	}
 	client, _ = serve(t, nil)
 	if err := client.DeletePod(t.Context(), pod); err != nil {

@@ -17,6 +17,8 @@ type Pod struct {
 	Owned bool
 	// Ending says that it was deleted already.
 	Ending bool
+	// Claims are the PersistentVolumeClaims that it uses, as NAMESPACE/NAME, those of generic ephemeral volumes among them.
+	Claims []string
 }
 
 // String is how people name a pod.
@@ -30,6 +32,13 @@ func (c *Client) PodsOn(ctx context.Context, node string) ([]Pod, error) {
 			DeletionTimestamp    *time.Time
 			OwnerReferences      []struct{ Controller bool }
 		}
+		Spec struct {
+			Volumes []struct {
+				Name                  string
+				PersistentVolumeClaim *struct{ ClaimName string }
+				Ephemeral             *struct{}
+			}
+		}
 	}
 	var found []Pod
 	for one, err := range list[object](ctx, c, "/api/v1/pods", map[string]string{"fieldSelector": "spec.nodeName=" + node}) {
@@ -40,6 +49,14 @@ func (c *Client) PodsOn(ctx context.Context, node string) ([]Pod, error) {
 		for _, owner := range one.Metadata.OwnerReferences {
 			pod.Owned = pod.Owned || owner.Controller
 		}
+		for _, volume := range one.Spec.Volumes {
+			switch {
+			case volume.PersistentVolumeClaim != nil:
+				pod.Claims = append(pod.Claims, pod.Namespace+"/"+volume.PersistentVolumeClaim.ClaimName)
+			case volume.Ephemeral != nil:
+				pod.Claims = append(pod.Claims, pod.String()+"-"+volume.Name) // the name that its controller gives it
+			}
+		}
 		found = append(found, pod)
 	}
 	return found, nil
@@ -48,14 +65,27 @@ func (c *Client) PodsOn(ctx context.Context, node string) ([]Pod, error) {
 // DeletePod deletes a pod as `kubectl delete pod` does, with the time to end that it has itself, and
 // never a later pod of its name. One that is gone is success.
 func (c *Client) DeletePod(ctx context.Context, pod Pod) error {
+	return c.deletePod(ctx, pod, nil)
+}
+
+// RemovePod removes the object of a pod at once, as `kubectl delete pod --force` does, and never a later pod of its name. Its
+// containers may still run where nobody can tell them to end. One that is gone is success.
+func (c *Client) RemovePod(ctx context.Context, pod Pod) error {
+	now := 0
+	return c.deletePod(ctx, pod, &now)
+}
+
+// deletePod deletes a pod; grace is in seconds, and nil what the pod has itself.
+func (c *Client) deletePod(ctx context.Context, pod Pod, grace *int) error {
 	type preconditions struct {
 		UID string `json:"uid"`
 	}
 	content, err := json.Marshal(struct {
 		Kind          string        `json:"kind"`
 		APIVersion    string        `json:"apiVersion"`
+		Grace         *int          `json:"gracePeriodSeconds,omitempty"`
 		Preconditions preconditions `json:"preconditions"`
-	}{"DeleteOptions", "v1", preconditions{pod.UID}})
+	}{"DeleteOptions", "v1", grace, preconditions{pod.UID}})
 	if err != nil {
 		return fmt.Errorf("delete pod %s: %w: %w", pod, fault.Internal, err)
 	}

@@ -22,42 +22,51 @@ type Volume struct {
 // Volumes returns the PersistentVolumes of a driver, or of all CSI drivers for "". It costs a request for each 500 PersistentVolumes of the
 // cluster, whosever they are.
 func (c *Client) Volumes(ctx context.Context, driver string) ([]Volume, error) {
-	type object struct {
-		Metadata struct {
-			Name, UID         string
-			CreationTimestamp time.Time
-			DeletionTimestamp *time.Time
-		}
-		Spec struct {
-			CSI *struct {
-				Driver       string
-				VolumeHandle string
-			}
-			ClaimRef                      *struct{ Namespace, Name string }
-			PersistentVolumeReclaimPolicy string
-		}
-		Status struct{ Phase string }
-	}
 	var found []Volume
-	for one, err := range list[object](ctx, c, "/api/v1/persistentvolumes", nil) {
+	for one, err := range list[volumeObject](ctx, c, "/api/v1/persistentvolumes", nil) {
 		if err != nil {
 			return nil, err
 		}
 		if one.Spec.CSI == nil || driver != "" && one.Spec.CSI.Driver != driver {
 			continue
 		}
-		released := one.Status.Phase == "Released" || one.Status.Phase == "Failed"
-		volume := Volume{
-			Name: one.Metadata.Name, UID: one.Metadata.UID, Driver: one.Spec.CSI.Driver, Handle: one.Spec.CSI.VolumeHandle,
-			Made:  one.Metadata.CreationTimestamp,
-			Going: one.Metadata.DeletionTimestamp != nil || released && one.Spec.PersistentVolumeReclaimPolicy == "Delete",
-		}
-		if claim := one.Spec.ClaimRef; claim != nil {
-			volume.Claim = claim.Namespace + "/" + claim.Name
-		}
-		found = append(found, volume)
+		found = append(found, one.volume())
 	}
 	return found, nil
+}
+
+// volumeObject is what is read of a PersistentVolume.
+type volumeObject struct {
+	Metadata struct {
+		Name, UID         string
+		CreationTimestamp time.Time
+		DeletionTimestamp *time.Time
+	}
+	Spec struct {
+		CSI *struct {
+			Driver       string
+			VolumeHandle string
+		}
+		ClaimRef                      *struct{ Namespace, Name string }
+		PersistentVolumeReclaimPolicy string
+	}
+	Status struct{ Phase string }
+}
+
+func (o volumeObject) volume() Volume {
+	released := o.Status.Phase == "Released" || o.Status.Phase == "Failed"
+	volume := Volume{
+		Name: o.Metadata.Name, UID: o.Metadata.UID,
+		Made:  o.Metadata.CreationTimestamp,
+		Going: o.Metadata.DeletionTimestamp != nil || released && o.Spec.PersistentVolumeReclaimPolicy == "Delete",
+	}
+	if csi := o.Spec.CSI; csi != nil {
+		volume.Driver, volume.Handle = csi.Driver, csi.VolumeHandle
+	}
+	if claim := o.Spec.ClaimRef; claim != nil {
+		volume.Claim = claim.Namespace + "/" + claim.Name
+	}
+	return volume
 }
 
 // A Snapshot is a VolumeSnapshotContent of a driver.

@@ -45,8 +45,10 @@ func TestControllerArguments(t *testing.T) {
 		"": "controller", "--driver-name": "rbd-csi.io", "--endpoint": "unix:///csi/csi.sock", "--clusters": "/etc/rbd-csi/clusters",
 		"--http": ":9808", "--purge-workers": "4", "--purge-every": "5m", "--flatten-depth": "8",
 	})
-	if _, on := arguments(driver)["--published-nodes"]; on {
-		t.Error("got --published-nodes by default, want it asked for")
+	for _, asked := range []string{"--published-nodes", "--failover"} {
+		if _, on := arguments(driver)[asked]; on {
+			t.Errorf("got %s by default, want it asked for", asked)
+		}
 	}
 	if driver.LivenessProbe.HTTPGet.Path != "/healthz" || driver.ReadinessProbe.HTTPGet.Path != "/readyz" {
 		t.Errorf("got probes of %s and %s", driver.LivenessProbe.HTTPGet.Path, driver.ReadinessProbe.HTTPGet.Path)
@@ -86,7 +88,7 @@ func TestControllerWithEverything(t *testing.T) {
 		t.Errorf("provisioner: got environment %v, want %v", env, want)
 	}
 	wantArguments(t, container(t, spec, "snapshotter"), map[string]string{"--timeout": "60s", "--worker-threads": "20", "--retry-interval-max": "30s"})
-	wantArguments(t, container(t, spec, "driver"), map[string]string{"--one": "", "--two": "2", "--published-nodes": "", "--flatten-depth": "3", "--driver-name": "other.example.com", "--v": "4", "--topology": ""})
+	wantArguments(t, container(t, spec, "driver"), map[string]string{"--one": "", "--two": "2", "--published-nodes": "", "--failover": "", "--flatten-depth": "3", "--driver-name": "other.example.com", "--v": "4", "--topology": ""})
 	if !spec.HostNetwork || spec.TopologySpreadConstraints[0].MaxSkew != 2 || spec.Affinity == nil || len(spec.Tolerations) != 1 {
 		t.Errorf("got hostNetwork %v, spread %v, affinity %v, tolerations %v", spec.HostNetwork, spec.TopologySpreadConstraints, spec.Affinity, spec.Tolerations)
 	}

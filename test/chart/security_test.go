@@ -152,6 +152,20 @@ func TestRoleOfTheDefaults(t *testing.T) {
 	}
 }
 
+// TestRoleForFailover pins what the controller may besides when it moves pods off lost nodes.
+func TestRoleForFailover(t *testing.T) {
+	var usual, got []string
+	for failover, all := range map[bool]*[]string{false: &usual, true: &got} {
+		*all = permissions(one[*rbacv1.ClusterRole](t, with(t, "", map[string]any{"controller.failover": failover}), "-controller"))
+	}
+	got = slices.DeleteFunc(got, func(one string) bool { return slices.Contains(usual, one) })
+	slices.Sort(got)
+	want := []string{"delete pods []", "get nodes []", "list nodes []", "list pods []", "patch nodes []", "watch nodes []"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 // TestWhoHasARole reads the bindings: the controller, and nodes that report volumes that went bad.
 func TestWhoHasARole(t *testing.T) {
 	for _, name := range cases {

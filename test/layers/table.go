@@ -42,6 +42,7 @@ pkg/volume                    | access fault image params rbd snapshot step voli
 pkg/orphan                    | fault image params rbd snapshot volid volume                 | klog                                    | rbd/rbdtest
 pkg/host                      | cluster fault filesystem image mapper params rbd step volid  | klog                                    | filesystem/filesystemtest mapper/mappertest rbd/rbdtest volume
 pkg/heal                      | host kubernetes                                              | klog                                    | fault volid
+pkg/failover                  | fault kubernetes volid                                       | klog                                    |
 
 services                      | imports                                                      | libraries                               | in tests also
 pkg/identity                  | fault                                                        | csi protobuf                            |
