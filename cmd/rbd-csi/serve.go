@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -71,6 +72,7 @@ func (s *serving) serve(ctx context.Context, services server.Options, others ...
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	services.Driver, services.Metrics, services.Logger = s.driver, registry, klog.Background()
+	services.Share = clusterOf
 	services.Identity = &identity.Service{Name: s.driver, Version: version, Topology: s.topology}
 	listener, err := server.Listen(s.endpoint)
 	if err != nil {
@@ -86,6 +88,28 @@ func (s *serving) serve(ctx context.Context, services server.Options, others ...
 		parts = append(parts, part{name: "health", run: func(ctx context.Context) error { return health.Serve(ctx, s.http) }})
 	}
 	return runAll(ctx, parts)
+}
+
+// clusterOf returns the name of the cluster that a request is about, or "" if it says none: where there is one only, and for lists.
+// It takes the name from what is asked for, unchecked.
+func clusterOf(request any) string {
+	handle := ""
+	switch r := request.(type) {
+	case interface{ GetVolumeId() string }:
+		handle = r.GetVolumeId()
+	case interface{ GetSourceVolumeId() string }:
+		handle = r.GetSourceVolumeId()
+	case interface{ GetSnapshotId() string }:
+		handle = r.GetSnapshotId()
+	case interface{ GetGroupSnapshotId() string }:
+		handle = r.GetGroupSnapshotId()
+	case interface{ GetSourceVolumeIds() []string }:
+		handle = strings.Join(r.GetSourceVolumeIds(), "")
+	case interface{ GetParameters() map[string]string }:
+		return r.GetParameters()["cluster"]
+	}
+	name, _, _ := strings.Cut(handle, ":")
+	return name
 }
 
 // runAll runs the parts until the context ends or one fails, and returns the

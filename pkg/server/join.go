@@ -67,6 +67,7 @@ func (t *works) newWork(ctx context.Context, req any, fullMethod string, handler
 	w := &work{
 		method: fullMethod,
 		title:  title(fullMethod, req),
+		share:  t.share(req),
 		asked:  time.Now(),
 		done:   make(chan struct{}),
 		ctx:    ctx,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -402,6 +403,34 @@ func TestTooManyWorks(t *testing.T) {
 	})
 }
 
+// TestSharesAreBoundedApart holds that what waits for one share takes no room from another, neither for works nor for
+// requests that only read, and that nothing of a share is kept when its works have ended.
+func TestSharesAreBoundedApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		share := func(request any) string {
+			name, _, _ := strings.Cut(fieldText(request, "name"), "-")
+			return name
+		}
+		b := newBackend(Options{MaxWorks: 2, Share: share})
+		for _, name := range []string{"a-1", "b-1", "a-2"} {
+			b.ask(t.Context(), createVolume, createRequest(name, 1)).expectWaiting(t)
+			time.Sleep(time.Second)
+		}
+		refused := b.ask(t.Context(), createVolume, createRequest("a-3", 1))
+		refused.expect(t, codes.Unavailable, "CreateVolume a-3: 2 requests are running or waiting, the oldest is CreateVolume a-1 (")
+		b.ask(t.Context(), createVolume, createRequest("b-2", 1)).expectWaiting(t)
+		refused = b.ask(t.Context(), createVolume, createRequest("b-3", 1))
+		refused.expect(t, codes.Unavailable, "the oldest is CreateVolume b-1 (")
+		for i := range 4 {
+			b.let(i, nil)
+		}
+		synctest.Wait()
+		if left := b.server.works.queued; left.all != 0 || len(left.of) != 0 {
+			t.Errorf("works are counted that have ended: %+v", left)
+		}
+	})
+}
+
 func TestRefusalNamesTheOldest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const many = 10
@@ -536,8 +565,8 @@ func TestThousandTimedOutRequests(t *testing.T) {
 			one.answer <- nil
 		}
 		synctest.Wait()
-		if len(b.server.works.queues) != 0 || b.server.works.count != 0 {
-			t.Errorf("got %d queues and %d works left, want none", len(b.server.works.queues), b.server.works.count)
+		if len(b.server.works.queues) != 0 || b.server.works.queued.all != 0 {
+			t.Errorf("got %d queues and %d works left, want none", len(b.server.works.queues), b.server.works.queued.all)
 		}
 	})
 	// A goroutine that has ended is counted until the scheduler has seen it.

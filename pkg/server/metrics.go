@@ -78,7 +78,7 @@ func (m *metrics) observe(registry prometheus.Registerer, works *works) {
 		func(s snapshot) float64 { return float64(s.running) })
 	gauge("rbd_csi_works", worksHelp, prometheus.Labels{"state": "waiting"},
 		func(s snapshot) float64 { return float64(s.waiting) })
-	gauge("rbd_csi_works_limit", "The number of works beyond which requests are refused.", nil,
+	gauge("rbd_csi_works_limit", "The number of works for one cluster beyond which requests are refused.", nil,
 		func(s snapshot) float64 { return float64(s.limit) })
 	gauge("rbd_csi_works_abandoned", "Running works that no caller waits for any more.", nil,
 		func(s snapshot) float64 { return float64(s.abandoned) })

@@ -38,6 +38,9 @@ type Options struct {
 	// until it ends. A request beyond the bound is Unavailable at once.
 	// Zero means 256.
 	MaxWorks int
+	// Share returns what a request is about that can fail to answer by itself, such as a cluster. MaxWorks counts for
+	// each share, so that the requests that wait for one do not get those for another refused. nil: there is one share.
+	Share func(request any) string
 	// WorkTimeout is how long one work may take, from when its turn came,
 	// whether its callers wait or not. Then its context ends. A caller without
 	// a deadline waits as long. Zero means 10 minutes.
@@ -66,7 +69,7 @@ func New(options Options) *Server {
 	server := &Server{
 		log:     options.Logger,
 		metrics: figures,
-		works:   newWorks(options.MaxWorks, options.WorkTimeout, figures),
+		works:   newWorks(options.MaxWorks, options.Share, options.WorkTimeout, figures),
 		grace:   options.Grace,
 	}
 	figures.observe(options.Metrics, server.works)
@@ -155,6 +158,9 @@ func withDefaults(options Options) Options {
 	}
 	if options.MaxWorks == 0 {
 		options.MaxWorks = 256
+	}
+	if options.Share == nil {
+		options.Share = func(any) string { return "" }
 	}
 	if options.WorkTimeout == 0 {
 		options.WorkTimeout = 10 * time.Minute

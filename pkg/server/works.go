@@ -25,6 +25,7 @@ type work struct {
 	method string // as in gRPC
 	title  string // for people, like "CreateVolume pvc-1"
 	queue  queue
+	share  string // see Options.Share
 	print  fingerprint
 	asked  time.Time
 	ctx    context.Context
@@ -45,7 +46,8 @@ type work struct {
 // with works in it has one goroutine, each running reading request has one,
 // and nothing else does; drained waits for them.
 type works struct {
-	limit   int
+	limit   int // of each share, see Options
+	share   func(request any) string
 	timeout time.Duration
 	figures *metrics
 	prints  *fingerprinter
@@ -54,19 +56,23 @@ type works struct {
 
 	mu     sync.Mutex
 	queues map[queue][]*work // the first of each runs
-	count  int               // works in queues
+	queued tally
 	reads  map[*work]struct{}
+	read   tally
 	idle   chan struct{} // if not nil, closed when nothing is left
 }
 
-func newWorks(limit int, timeout time.Duration, figures *metrics) *works {
+func newWorks(limit int, share func(any) string, timeout time.Duration, figures *metrics) *works {
 	t := &works{
 		limit:   limit,
+		share:   share,
 		timeout: timeout,
 		figures: figures,
 		prints:  newFingerprinter(),
 		queues:  map[queue][]*work{},
+		queued:  tally{of: map[string]int{}},
 		reads:   map[*work]struct{}{},
+		read:    tally{of: map[string]int{}},
 	}
 	t.ended, t.end = context.WithCancel(context.Background())
 	return t
@@ -80,7 +86,7 @@ func (t *works) enter(asked *work) (*work, error) {
 	defer t.mu.Unlock()
 	asked.callers = 1
 	if asked.queue == (queue{}) {
-		return asked, t.read(asked)
+		return asked, t.look(asked)
 	}
 	waiting := t.queues[asked.queue]
 	if n := len(waiting); n > 0 && waiting[n-1].print == asked.print {
@@ -88,10 +94,10 @@ func (t *works) enter(asked *work) (*work, error) {
 		t.figures.joined.WithLabelValues(asked.method).Inc()
 		return waiting[n-1], nil
 	}
-	if t.count >= t.limit {
-		return nil, t.refuse(asked, t.count)
+	if count := t.queued.of[asked.share]; count >= t.limit {
+		return nil, t.refuse(asked, count)
 	}
-	t.count++
+	t.queued.add(asked.share, 1)
 	t.queues[asked.queue] = append(waiting, asked)
 	if len(waiting) == 0 {
 		asked.begun = time.Now()
@@ -100,8 +106,8 @@ func (t *works) enter(asked *work) (*work, error) {
 	return asked, nil
 }
 
-// read starts a reading request.
-func (t *works) read(asked *work) error {
+// look starts a reading request.
+func (t *works) look(asked *work) error {
 	if err := t.admit(asked); err != nil {
 		return err
 	}
@@ -111,9 +117,10 @@ func (t *works) read(asked *work) error {
 
 // admit counts a request that only reads among those that run, if there is room.
 func (t *works) admit(asked *work) error {
-	if len(t.reads) >= t.limit {
-		return t.refuse(asked, len(t.reads))
+	if count := t.read.of[asked.share]; count >= t.limit {
+		return t.refuse(asked, count)
 	}
+	t.read.add(asked.share, 1)
 	t.reads[asked] = struct{}{}
 	asked.begun = time.Now()
 	return nil
@@ -122,8 +129,9 @@ func (t *works) admit(asked *work) error {
 // refuse says why there is no room, and what has been there longest.
 func (t *works) refuse(asked *work, count int) error {
 	t.figures.refused.WithLabelValues(asked.method).Inc()
+	ofShare := func(w *work) bool { return w.share == asked.share }
 	return fmt.Errorf("%s: %d requests are running or waiting, the oldest is %s: %w",
-		asked.title, count, t.oldest(), fault.Unavailable)
+		asked.title, count, t.oldest(ofShare), fault.Unavailable)
 }
 
 // serve runs w and then what waits behind it, one after the other.
@@ -147,8 +155,9 @@ func (t *works) finish(w *work, resp any, err error) (next *work) {
 	w.logIfAbandoned()
 	if w.queue == (queue{}) {
 		delete(t.reads, w)
+		t.read.add(w.share, -1)
 	} else {
-		t.count--
+		t.queued.add(w.share, -1)
 		next = t.advance(w.queue)
 	}
 	t.noticeIdle()
@@ -182,7 +191,7 @@ func (t *works) leave(ctx context.Context, w *work) (any, error) {
 	}
 	err := goneError(ctx, w, fmt.Sprintf("%s behind %s", w.state(), t.queues[w.queue][0]))
 	if w.callers == 0 {
-		t.count--
+		t.queued.add(w.share, -1)
 		t.queues[w.queue] = slices.DeleteFunc(t.queues[w.queue], func(other *work) bool { return other == w })
 	}
 	return nil, err
@@ -203,25 +212,41 @@ func (t *works) drained(ctx context.Context) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	oldest := t.oldest()
+	oldest := t.oldest(func(*work) bool { return true })
 	if oldest == nil {
 		return nil
 	}
 	return fmt.Errorf("stop with %d requests left, the oldest is %s: %w",
-		t.count+len(t.reads), oldest, fault.Unknown)
+		t.queued.all+t.read.all, oldest, fault.Unknown)
 }
 
 func (t *works) noticeIdle() {
-	if t.idle != nil && t.count == 0 && len(t.reads) == 0 {
+	if t.idle != nil && t.queued.all == 0 && t.read.all == 0 {
 		close(t.idle)
 		t.idle = nil
 	}
 }
 
-// oldest returns what has been running longest, or nil.
-func (t *works) oldest() *work {
+// A tally counts works.
+type tally struct {
+	all int
+	of  map[string]int // by share; those without any have no entry
+}
+
+func (t *tally) add(share string, n int) {
+	t.all += n
+	if t.of[share] += n; t.of[share] == 0 {
+		delete(t.of, share)
+	}
+}
+
+// oldest returns which of the wanted has been running longest, or nil.
+func (t *works) oldest(wanted func(*work) bool) *work {
 	var oldest *work
 	consider := func(w *work) {
+		if !wanted(w) {
+			return
+		}
 		if oldest == nil || w.begun.Before(oldest.begun) {
 			oldest = w
 		}
@@ -275,7 +300,7 @@ type snapshot struct {
 func (t *works) snapshot() snapshot {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := snapshot{limit: t.limit, running: len(t.queues), waiting: t.count - len(t.queues)}
+	s := snapshot{limit: t.limit, running: len(t.queues), waiting: t.queued.all - len(t.queues)}
 	for _, waiting := range t.queues {
 		if waiting[0].callers == 0 {
 			s.abandoned++

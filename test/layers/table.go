@@ -57,7 +57,7 @@ pkg/server                    | fault step                                      
 pkg/registrar                 | fault server                                                 | grpc klog kubelet                       |
 
 commands                      | imports                                                      | libraries                               | in tests also
-cmd/rbd-csi                   | *                                                            | cobra klog prometheus sys               | test/ceph test/driver
+cmd/rbd-csi                   | *                                                            | cobra klog prometheus sys               | csi test/ceph test/driver
 
 tests                         | imports                                                      | libraries                               | in tests also
 test/layers                   |                                                              |                                         |

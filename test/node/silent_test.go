@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,13 +27,13 @@ import (
 // TestSilentCluster stops the OSD and sends 10,000 requests of all kinds, each for
 // a volume of its own. Each is answered within its deadline, with a code after which it is asked again, and the controller
 // holds no more than a bounded number of goroutines and threads, and of memory. As soon as the cluster answers again, so does the driver.
-// With the monitor stopped requests go on over the connection that is there.
+// With the monitor stopped requests go on over the connection that is there. All the while the controller serves another cluster as if nothing were.
 func TestSilentCluster(t *testing.T) {
 	m := Start(t, ceph.ForTest(t, ceph.Options{Pools: []string{"kube"}, ProposeInterval: 50 * time.Millisecond}))
 	address := freeAddress(t)
 	controller, err := m.Driver.Controller(t.Context(), "controller-2", "--http", address)
 	check(t, err)
-	s := &silence{Machine: m, controller: controller, metrics: "http://" + address + "/metrics"}
+	s := &silence{Machine: m, controller: controller, metrics: "http://" + address + "/metrics", other: m.otherCluster(t)}
 	s.whole(t, "pvc-before")
 	t.Run("osd.0", func(t *testing.T) { s.round(t, "osd.0", 10_000) })
 	s.served = true
@@ -44,7 +46,22 @@ type silence struct {
 	*Machine
 	controller *driver.Process
 	metrics    string
-	served     bool // requests can be carried out all the same
+	served     bool              // requests can be carried out all the same
+	other      map[string]string // the parameters of a class of another cluster, which answers all the time
+}
+
+// otherCluster gives the driver another cluster and returns the parameters of a class there.
+func (m *Machine) otherCluster(t *testing.T) map[string]string {
+	t.Helper()
+	other := shared.ForTest(t, ceph.Options{})
+	user := "csi-" + other.Pool()
+	_, err := other.AddUser(t.Context(), user, ceph.ProfileRBD(other.Pool()))
+	check(t, err)
+	files, err := other.ClusterDir(t.Context(), user)
+	check(t, err)
+	const name = "other"
+	check(t, os.Symlink(files, filepath.Join(m.Driver.Folder("clusters"), name)))
+	return map[string]string{"cluster": name, "pool": other.Pool()}
 }
 
 const (
@@ -63,7 +80,14 @@ func (s *silence) round(t *testing.T, daemon string, requests int64) {
 	t.Cleanup(func() { _ = thaw() })
 
 	began := time.Now()
+	elsewhere, enough := s.elsewhere(t, daemon)
 	answers := s.storm(t, daemon, requests)
+	enough()
+	if lives := <-elsewhere; lives == 0 {
+		t.Error("no volume had its life in the other cluster meanwhile")
+	} else {
+		t.Logf("meanwhile %d volumes had their lives in the other cluster", lives)
+	}
 	during, most := footprintOf(t, s.controller.PID()), s.goroutines(t)
 	t.Logf("%d requests in %s: %v; goroutines %d, then %d; %+v, then %+v",
 		requests, time.Since(began).Round(time.Second), answers, goroutines, most, before, during)
@@ -71,6 +95,7 @@ func (s *silence) round(t *testing.T, daemon string, requests int64) {
 		t.Errorf("the controller grew to %d goroutines, %+v from %d, %+v", most, during, goroutines, before)
 	}
 
+	s.missed(t, daemon, time.Since(began))
 	check(t, thaw())
 	began = time.Now()
 	s.whole(t, "pvc-after-"+strings.ReplaceAll(daemon, ".", "-"))
@@ -80,6 +105,34 @@ func (s *silence) round(t *testing.T, daemon string, requests int64) {
 		t.Errorf("it took %s from when the cluster answered again, want at most %s", took, back)
 	}
 	s.clear(t)
+}
+
+// elsewhere takes volumes through their lives in the other cluster, one after the other until it is enough, and returns how
+// many. Nothing has to be asked for twice there, and everything is answered in time.
+func (s *silence) elsewhere(t *testing.T, daemon string) (lives <-chan int, enough func()) {
+	t.Helper()
+	id, err := s.Node.ID(t.Context())
+	check(t, err)
+	until, enough := context.WithCancel(t.Context())
+	ended := make(chan int, 1)
+	go func() {
+		count := 0
+		for ; until.Err() == nil; count++ {
+			name := fmt.Sprintf("pvc-elsewhere-%s-%d", strings.ReplaceAll(daemon, ".", "-"), count)
+			for i, step := range s.life(name, s.other, id) {
+				ctx, cancel := context.WithTimeout(t.Context(), back)
+				err := step(ctx)
+				cancel()
+				if err != nil {
+					t.Errorf("step %d of volume %s in the other cluster: %v", i+1, name, err)
+					ended <- count
+					return
+				}
+			}
+		}
+		ended <- count
+	}()
+	return ended, enough
 }
 
 // storm sends the requests and counts their answers by code.
@@ -154,24 +207,29 @@ func (s *silence) whole(t *testing.T, name string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	var made driver.Volume
 	id, err := s.Node.ID(ctx)
 	check(t, err)
-	for _, step := range []func() error{
-		func() (err error) {
-			made, err = s.controller.Create(ctx, driver.Claim{Volume: name, Bytes: gib, Parameters: s.Parameters()})
-			return err
-		},
-		func() error { _, err := s.controller.Attach(ctx, made, id); return err },
-		func() error { return s.controller.Detach(ctx, made, id) },
-		func() error { return s.controller.Delete(ctx, made) },
-	} {
-		for err := step(); err != nil; err = step() {
+	for _, step := range s.life(name, s.Parameters(), id) {
+		for err := step(ctx); err != nil; err = step(ctx) {
 			if !driver.StillGoing(err) || ctx.Err() != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
+	}
+}
+
+// life is what is asked of the controller in a volume's life, one after the other.
+func (s *silence) life(name string, parameters map[string]string, node string) []func(context.Context) error {
+	var made driver.Volume
+	return []func(context.Context) error{
+		func(ctx context.Context) (err error) {
+			made, err = s.controller.Create(ctx, driver.Claim{Volume: name, Bytes: gib, Parameters: parameters})
+			return err
+		},
+		func(ctx context.Context) error { _, err := s.controller.Attach(ctx, made, node); return err },
+		func(ctx context.Context) error { return s.controller.Detach(ctx, made, node) },
+		func(ctx context.Context) error { return s.controller.Delete(ctx, made) },
 	}
 }
 
