@@ -99,7 +99,7 @@ func (g *Guest) run(ctx context.Context, output io.Writer, command Command, begu
 	if err != nil {
 		return err
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+agentAddress(g.number)+"/run", bytes.NewReader(body))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+g.network.agent(g.number)+"/run", bytes.NewReader(body))
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ import (
 // read-only. It puts a layer in memory above it, sets the guest up, starts the agent and
 // waits for whatever ends, for ever. What it prints goes to the console.
 func runInit() error {
-	address, modules := os.Getenv(envAddress), os.Getenv(envModules)
+	address, machine, modules := os.Getenv(envAddress), os.Getenv(envMachine), os.Getenv(envModules)
 	os.Clearenv()
 	for name, value := range map[string]string{"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"} {
 		if err := os.Setenv(name, value); err != nil {
@@ -24,8 +24,8 @@ func runInit() error {
 	}
 	for _, step := range []func() error{
 		func() error { return layRoot(modules) },
-		func() error { return linkModules(modules) },
-		func() error { return setUpNetwork(address) },
+		func() error { return showModules(modules) },
+		func() error { return setUpNetwork(address, machine) },
 		func() error { return run("modprobe", "-a", "rbd", "nbd") },
 		func() error { return startAgent(address) },
 	} {
@@ -105,19 +105,23 @@ func loadModule(path string) error {
 	return nil
 }
 
-// linkModules puts the modules where modprobe looks.
-func linkModules(modules string) error {
+// showModules puts the modules where modprobe looks, also from a container that is shown the folder.
+func showModules(modules string) error {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		return err
 	}
-	if err := os.MkdirAll("/lib/modules", 0o755); err != nil {
+	folder := filepath.Join("/lib/modules", unix.ByteSliceToString(name.Release[:]))
+	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
 	}
-	return os.Symlink(modules, filepath.Join("/lib/modules", unix.ByteSliceToString(name.Release[:])))
+	if err := unix.Mount(modules, folder, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount the modules at %s: %w", folder, err)
+	}
+	return nil
 }
 
-func setUpNetwork(address string) error {
+func setUpNetwork(address, machine string) error {
 	if err := unix.Sethostname([]byte("guest-" + address[strings.LastIndexByte(address, '.')+1:])); err != nil {
 		return err
 	}
@@ -125,7 +129,7 @@ func setUpNetwork(address string) error {
 		"link set lo up",
 		fmt.Sprintf("addr add %s/%d dev vec0", address, addressBits),
 		"link set vec0 up",
-		"route add default via " + machineAddress,
+		"route add default via " + machine,
 	} {
 		if err := run("ip", strings.Fields(arguments)...); err != nil {
 			return err

@@ -7,12 +7,15 @@
 //	guests             10.77.0.11, 10.77.0.12
 //	                   this machine's files, with a layer in memory above them
 //
+// Other programs boot guests, too, on a [Network] of theirs: test/kube has its nodes in them. Such guests stay when the program that
+// booted them ends, until somebody who finds them ([Find]) ends them.
+//
 // A guest sees the machine's files, so the test's own program runs in it: it is the guest's init,
 // then the agent that runs commands there, and at last the test (see [InGuest]). What a test
 // in a guest has to do with the cluster it asks the machine for (see [Cluster]), where Ceph's
 // tools are twenty times as quick.
 //
-// # What is left when something dies
+// # What is left when a test dies
 //
 // Nothing: [Main] starts the program once more in namespaces of its own for processes, the network and
 // mounts. When the tests end, however that is, the kernel ends all processes in them,
@@ -22,12 +25,10 @@ package kernel
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -44,6 +45,8 @@ const (
 	envInside = "RBD_CSI_KERNEL_INSIDE"
 	// envAddress, on the kernel's command line, makes it a guest's init.
 	envAddress = "RBD_CSI_KERNEL_ADDRESS"
+	// envMachine, beside it, is the machine's address.
+	envMachine = "RBD_CSI_KERNEL_MACHINE"
 	// envModules is where the init finds the kernel's modules.
 	envModules = "RBD_CSI_KERNEL_MODULES"
 	// envAgent makes it the agent; its value is the address to listen on.
@@ -59,14 +62,21 @@ const (
 	agentPort      = 7000
 )
 
-// Main is what TestMain hands to os.Exit. It does not return in a guest's init and agent.
-func Main(m *testing.M) int {
+// RunGuest returns at once, except in a guest's init and agent, which it is then. A program that boots guests begins with it,
+// or with [Main], because guests run the program that boots them.
+func RunGuest() {
 	switch {
 	case os.Getenv(envAddress) != "":
-		return fail(runInit())
+		os.Exit(fail(runInit()))
 	case os.Getenv(envAgent) != "":
-		return fail(serveAgent(os.Getenv(envAgent)))
-	case InGuest():
+		os.Exit(fail(serveAgent(os.Getenv(envAgent))))
+	}
+}
+
+// Main is what TestMain hands to os.Exit. It does not return in a guest's init and agent.
+func Main(m *testing.M) int {
+	RunGuest()
+	if InGuest() {
 		return m.Run()
 	}
 	ceph.RunSupervisor()
@@ -178,9 +188,9 @@ func settle() error {
 	}
 	for _, arguments := range []string{
 		"link set lo up",
-		"link add br0 type bridge",
-		fmt.Sprintf("addr add %s/%d dev br0", machineAddress, addressBits),
-		"link set br0 up",
+		"link add " + ownNetwork.Bridge + " type bridge",
+		fmt.Sprintf("addr add %s/%d dev %s", ownNetwork.Machine, addressBits, ownNetwork.Bridge),
+		"link set " + ownNetwork.Bridge + " up",
 	} {
 		if err := run("ip", strings.Fields(arguments)...); err != nil {
 			return err
@@ -195,15 +205,4 @@ func run(name string, arguments ...string) error {
 		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(arguments, " "), err, strings.TrimSpace(string(output)))
 	}
 	return nil
-}
-
-// guestAddress returns the address of a guest, which are numbered from 1.
-func guestAddress(number int) string {
-	first := netip.MustParseAddr(machineAddress).As4()
-	first[3] = byte(10 + number)
-	return netip.AddrFrom4(first).String()
-}
-
-func agentAddress(number int) string {
-	return guestAddress(number) + ":" + strconv.Itoa(agentPort)
 }

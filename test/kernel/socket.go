@@ -48,7 +48,7 @@ func join(one net.Conn, fromOne io.Reader, other net.Conn, fromOther io.Reader) 
 // connect connects with a Unix socket of the guest.
 func (g *Guest) connect(ctx context.Context, socket string) (net.Conn, io.Reader, error) {
 	var dialer net.Dialer
-	connection, err := dialer.DialContext(ctx, "tcp", agentAddress(g.number))
+	connection, err := dialer.DialContext(ctx, "tcp", g.network.agent(g.number))
 	if err != nil {
 		return nil, nil, err
 	}
