@@ -37,20 +37,25 @@ type party struct {
 // parties lists everybody. What they may do is decided by RBAC: for those whose names begin with
 // system:, by the roles that the API server makes itself, and for the others by objects/rbac.yaml.
 func parties(s *state) []party {
-	return []party{
+	list := []party{
 		{file: "apiserver", user: "kube-apiserver", addresses: []string{s.Address, serviceAddress(1), "127.0.0.1"},
 			names: []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"}},
 		{file: "apiserver-to-kubelet", user: "rbd-csi:apiserver-to-kubelet"},
 		{file: "apiserver-to-etcd", user: "kube-apiserver"},
 		{file: "etcd", user: "etcd", addresses: []string{s.Address}},
-		{file: "kubelet-server", user: "system:node:" + s.Node, addresses: []string{s.Address}, names: []string{s.Node}},
-		{file: kubelet, user: "system:node:" + s.Node, groups: []string{"system:nodes"}, config: true},
 		{file: controllers, user: "system:kube-controller-manager", config: true},
 		{file: scheduler, user: "system:kube-scheduler", config: true},
 		{file: proxy, user: "system:kube-proxy", config: true},
 		{file: names, user: "rbd-csi:dns", config: true},
 		{file: adminName, user: "admin", groups: []string{"system:masters"}, config: true},
 	}
+	for _, n := range s.nodes() {
+		user := "system:node:" + n.name
+		list = append(list,
+			party{file: n.of("kubelet-server"), user: user, addresses: []string{n.address}, names: []string{n.name}},
+			party{file: n.of(kubelet), user: user, groups: []string{"system:nodes"}, config: true})
+	}
+	return list
 }
 
 // makeCredentials writes the authority, a key and a certificate for everybody, their

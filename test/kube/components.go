@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -35,7 +36,13 @@ func (s *state) startEtcd() error {
 }
 
 func (s *state) startAPIServer() error {
+	// How long pods stay on a node that is lost, where they do not say it themselves.
+	toleration := "300"
+	if s.Guests > 0 {
+		toleration = "5"
+	}
 	return s.start(apiserver, s.binary(apiserver),
+		"--default-not-ready-toleration-seconds="+toleration, "--default-unreachable-toleration-seconds="+toleration,
 		"--bind-address="+s.Address, "--advertise-address="+s.Address, "--secure-port=6443",
 		"--etcd-servers=https://"+s.Address+":2379", "--etcd-cafile="+s.pki("ca.crt"),
 		"--etcd-certfile="+s.pki("apiserver-to-etcd.crt"), "--etcd-keyfile="+s.pki("apiserver-to-etcd.key"),
@@ -59,9 +66,14 @@ func (s *state) startController(name string, more ...string) error {
 }
 
 func (s *state) startControllers() error {
-	err := s.startController(controllers, "--use-service-account-credentials", "--root-ca-file="+s.pki("ca.crt"),
-		"--service-account-private-key-file="+s.pki("service-accounts.key"))
-	if err != nil {
+	flags := []string{
+		"--use-service-account-credentials", "--root-ca-file=" + s.pki("ca.crt"),
+		"--service-account-private-key-file=" + s.pki("service-accounts.key"),
+	}
+	if s.Guests > 0 {
+		flags = append(flags, "--node-monitor-period=1s", "--node-monitor-grace-period=8s")
+	}
+	if err := s.startController(controllers, flags...); err != nil {
 		return err
 	}
 	return s.startController(scheduler)
@@ -87,43 +99,50 @@ func (s *state) startKubelet(ctx context.Context) error {
 	if s.runs(kubelet) {
 		return fmt.Errorf("the kubelet runs: %w", fault.Exists)
 	}
-	err := s.start(kubelet, s.binary(kubelet),
-		"--config="+s.config("kubelet.json"), "--kubeconfig="+s.kubeconfig(kubelet), "--root-dir="+s.KubeletRoot,
-		"--hostname-override="+s.Node, "--node-ip="+s.Address, "--v=2")
-	if err != nil {
+	n := s.nodes()[0]
+	if err := s.start(kubelet, s.binary(kubelet), s.kubeletFlags(n)...); err != nil {
 		return err
 	}
-	return s.await(ctx, kubelet, startLimit, func(ctx context.Context) error {
-		return ask(ctx, http.DefaultClient, "http://"+s.Address+":10248/healthz")
-	})
+	return s.await(ctx, kubelet, startLimit, n.kubeletAnswers)
+}
+
+func (s *state) kubeletFlags(n node) []string {
+	return []string{
+		"--config=" + s.kubeletConfigFile(n), "--kubeconfig=" + s.kubeconfig(n.of(kubelet)), "--root-dir=" + n.kubeletRoot,
+		"--hostname-override=" + n.name, "--node-ip=" + n.address, "--v=2",
+	}
+}
+
+func (n node) kubeletAnswers(ctx context.Context) error {
+	return ask(ctx, http.DefaultClient, "http://"+n.address+":10248/healthz")
 }
 
 // kubeletConfig is a KubeletConfiguration (kubelet.config.k8s.io/v1beta1); JSON is YAML.
-func (s *state) kubeletConfig() map[string]any {
-	return map[string]any{
+func (s *state) kubeletConfig(n node) map[string]any {
+	config := map[string]any{
 		"apiVersion":               "kubelet.config.k8s.io/v1beta1",
 		"kind":                     "KubeletConfiguration",
-		"address":                  s.Address,
+		"address":                  n.address,
 		"port":                     10250,
 		"readOnlyPort":             0,
-		"healthzBindAddress":       s.Address,
+		"healthzBindAddress":       n.address,
 		"healthzPort":              10248,
-		"tlsCertFile":              s.pki("kubelet-server.crt"),
-		"tlsPrivateKeyFile":        s.pki("kubelet-server.key"),
+		"tlsCertFile":              s.pki(n.of("kubelet-server") + ".crt"),
+		"tlsPrivateKeyFile":        s.pki(n.of("kubelet-server") + ".key"),
 		"authentication":           map[string]any{"anonymous": on(false), "webhook": on(true), "x509": map[string]any{"clientCAFile": s.pki("ca.crt")}},
 		"authorization":            map[string]any{"mode": "Webhook"},
-		"containerRuntimeEndpoint": "unix://" + s.runtimeSocket(),
+		"containerRuntimeEndpoint": "unix://" + n.runtimeSocket(),
 		"clusterDNS":               []string{s.Address},
 		"clusterDomain":            clusterDomain,
 		"resolvConf":               "",
-		"cgroupRoot":               "/" + cgroupName,
+		"cgroupRoot":               n.cgroup,
 		"cgroupDriver":             "cgroupfs",
 		// Machines with version 1 still are what tests run on.
 		"failCgroupV1":           false,
 		"failSwapOn":             false,
 		"makeIPTablesUtilChains": false,
-		"podLogsDir":             s.data("pods"),
-		"volumePluginDir":        s.data("volume-plugins"),
+		"podLogsDir":             filepath.Join(n.data, "pods"),
+		"volumePluginDir":        filepath.Join(n.data, "volume-plugins"),
 		// The disk may be nearly full, and images are not to be had again.
 		"evictionHard":                map[string]any{"memory.available": "50Mi", "nodefs.available": "1%", "nodefs.inodesFree": "1%", "imagefs.available": "1%"},
 		"imageGCHighThresholdPercent": 100,
@@ -133,16 +152,28 @@ func (s *state) kubeletConfig() map[string]any {
 		"volumeStatsAggPeriod":      "10s",
 		"syncFrequency":             "10s",
 	}
+	if n.number > 0 {
+		maps.Copy(config, quickStatus())
+	}
+	return config
+}
+
+// quickStatus has a kubelet say more often that it lives: whoever waits for the loss of a node to be noticed waits less long.
+// The controllers are told likewise (see startControllers).
+func quickStatus() map[string]any {
+	return map[string]any{"nodeStatusUpdateFrequency": "2s", "nodeLeaseDurationSeconds": 8}
 }
 
 func on(enabled bool) map[string]any { return map[string]any{"enabled": enabled} }
 
-func (s *state) writeKubeletConfig() error {
-	text, err := json.MarshalIndent(s.kubeletConfig(), "", "  ")
+func (s *state) kubeletConfigFile(n node) string { return s.config(n.of(kubelet) + ".json") }
+
+func (s *state) writeKubeletConfig(n node) error {
+	text, err := json.MarshalIndent(s.kubeletConfig(n), "", "  ")
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(s.config("kubelet.json"), text, 0o600)
+	return os.WriteFile(s.kubeletConfigFile(n), text, 0o600)
 }
 
 func (s *state) waitEtcd(ctx context.Context) error {
@@ -165,47 +196,61 @@ func (s *state) waitAPIServer(ctx context.Context) error {
 	})
 }
 
-// waitReady waits for a status of the node that was written after the call and says ready, and until the kubelet
-// knows the node's pods: one that was just started learns of them a moment later, and until then
+// waitReady waits for a status of each node that was written after the call and says ready, and until the kubelets
+// know the nodes' pods: one that was just started learns of them a moment later, and until then
 // refuses to show their logs or to run commands in them.
-func (s *state) waitReady(ctx context.Context) error {
+func (s *state) waitReady(ctx context.Context, nodes ...node) error {
 	// The status has whole seconds.
 	since := time.Now().Truncate(time.Second)
-	return s.await(ctx, kubelet, readyLimit, func(ctx context.Context) error {
-		if err := s.nodeReady(ctx, since); err != nil {
+	for _, n := range nodes {
+		err := s.awaitKubelet(ctx, n, readyLimit, func(ctx context.Context) error {
+			if err := s.nodeReady(ctx, n.name, since); err != nil {
+				return err
+			}
+			return s.podsKnown(ctx, n.name)
+		})
+		if err != nil {
 			return err
 		}
-		return s.podsKnown(ctx)
-	})
+	}
+	return nil
 }
 
-func (s *state) nodeReady(ctx context.Context, since time.Time) error {
+// awaitKubelet is await for a node's kubelet, or, of one in a guest, for as long as the guest runs.
+func (s *state) awaitKubelet(ctx context.Context, n node, limit time.Duration, done func(context.Context) error) error {
+	if n.number == 0 {
+		return s.await(ctx, kubelet, limit, done)
+	}
+	return s.awaitInGuest(ctx, n, kubelet, limit, done)
+}
+
+func (s *state) nodeReady(ctx context.Context, name string, since time.Time) error {
 	const condition = `jsonpath={range .status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime} {.message}{end}`
-	out, err := s.kubectl(ctx, nil, "get", "node", s.Node, "-o", condition)
+	out, err := s.kubectl(ctx, nil, "get", "node", name, "-o", condition)
 	if err != nil {
 		return err
 	}
 	var status, said string
 	if _, err := fmt.Sscan(out, &status, &said); err != nil {
-		return fmt.Errorf("the node has no condition Ready: %w", fault.Unavailable)
+		return fmt.Errorf("%s has no condition Ready: %w", name, fault.Unavailable)
 	}
 	at, err := time.Parse(time.RFC3339, said)
 	if err != nil || status != "True" || at.Before(since) {
-		return fmt.Errorf("the node is not ready: %s: %w", out, fault.Unavailable)
+		return fmt.Errorf("%s is not ready: %s: %w", name, out, fault.Unavailable)
 	}
 	return nil
 }
 
-func (s *state) podsKnown(ctx context.Context) error {
+func (s *state) podsKnown(ctx context.Context, name string) error {
 	var wanted, known podList
-	out, err := s.kubectl(ctx, nil, "get", "pods", "--all-namespaces", "--field-selector=spec.nodeName="+s.Node, "-o", "json")
+	out, err := s.kubectl(ctx, nil, "get", "pods", "--all-namespaces", "--field-selector=spec.nodeName="+name, "-o", "json")
 	if err == nil {
 		err = json.Unmarshal([]byte(out), &wanted)
 	}
 	if err != nil {
 		return err
 	}
-	if out, err = s.kubectl(ctx, nil, "get", "--raw", "/api/v1/nodes/"+s.Node+"/proxy/pods"); err == nil {
+	if out, err = s.kubectl(ctx, nil, "get", "--raw", "/api/v1/nodes/"+name+"/proxy/pods"); err == nil {
 		err = json.Unmarshal([]byte(out), &known)
 	}
 	if err != nil {
@@ -213,7 +258,7 @@ func (s *state) podsKnown(ctx context.Context) error {
 	}
 	for _, pod := range wanted.Items {
 		if !slices.Contains(known.Items, pod) {
-			return fmt.Errorf("the kubelet does not know of pod %s yet: %w", pod.Metadata.Name, fault.Unavailable)
+			return fmt.Errorf("the kubelet of %s does not know of pod %s yet: %w", name, pod.Metadata.Name, fault.Unavailable)
 		}
 	}
 	return nil
@@ -262,7 +307,7 @@ func ask(ctx context.Context, client *http.Client, url string) error {
 
 // makeFolders makes the folders that the components do not make themselves.
 func (s *state) makeFolders() error {
-	for _, name := range []string{"pki", "config", "log", etcd, containerd, "pods", "volume-plugins", filepath.Join("config", "cni")} {
+	for _, name := range []string{"pki", "config", "log", etcd, containerd, "pods", "volume-plugins", guestsFolder} {
 		// etcd complains about others' access to its folder.
 		if err := os.MkdirAll(s.data(name), 0o700); err != nil {
 			return err

@@ -35,10 +35,13 @@ package kube
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/rbd-csi/rbd-csi/pkg/fault"
 )
 
 // Version is the release of Kubernetes that the combined binary is made of.
@@ -63,6 +66,8 @@ type Options struct {
 	// KubeletRoot is the kubelet's root; empty means DefaultKubeletRoot. It must be empty or
 	// not exist: another kubelet's is refused.
 	KubeletRoot string
+	// Guests is how many nodes there are, each in a guest (see [Guest]); 0 means that this machine is the only node. At most MostGuests.
+	Guests int
 	// Progress, unless nil, is told each step and how long it took.
 	Progress io.Writer
 }
@@ -80,11 +85,20 @@ func (c *Cluster) Folder() string { return c.state.Folder }
 // Binaries is the folder with kubectl and the other commands.
 func (c *Cluster) Binaries() string { return c.state.Binaries }
 
-// Address is the IPv4 address of the node, on which also the API server listens.
+// Address is the IPv4 address on which the API server listens. Where this machine is the node, it is the node's.
 func (c *Cluster) Address() string { return c.state.Address }
 
-// Node is the name of the only node.
+// Node is the name of the only node, or of the first in a guest.
 func (c *Cluster) Node() string { return c.state.Node }
+
+// Nodes are the names of all nodes.
+func (c *Cluster) Nodes() []string {
+	var names []string
+	for _, n := range c.state.nodes() {
+		names = append(names, n.name)
+	}
+	return names
+}
 
 // KubeletRoot is the kubelet's root folder.
 func (c *Cluster) KubeletRoot() string { return c.state.KubeletRoot }
@@ -115,33 +129,39 @@ func (c *Cluster) Apply(ctx context.Context, manifests string) error {
 }
 
 // Import makes the images in archives (as package image, buildah, docker and ctr write them) known to the
-// node, in containerd's namespace of the kubelet. A pod that names one, with the pull policy IfNotPresent or
+// nodes, in containerd's namespace of the kubelet. A pod that names one, with the pull policy IfNotPresent or
 // Never, uses it.
 func (c *Cluster) Import(ctx context.Context, archives ...string) error {
 	return c.state.importImages(ctx, archives)
 }
 
-// Tag gives an image that the node knows a second name, or moves that name to it.
+// Tag gives an image that the nodes know a second name, or moves that name to it.
 func (c *Cluster) Tag(ctx context.Context, image, name string) error {
 	return c.state.tagImage(ctx, image, name)
 }
 
 // StopKubelet ends the kubelet as a restart of its service would; containers go on. It
-// returns when the process is gone.
+// returns when the process is gone. A kubelet in a guest is not reached so, with fault.Unsupported.
 func (c *Cluster) StopKubelet(ctx context.Context) error {
+	if c.state.Guests > 0 {
+		return fmt.Errorf("the kubelets are in guests: %w", fault.Unsupported)
+	}
 	return c.state.stop(ctx, kubelet)
 }
 
 // StartKubelet starts the kubelet again and waits until it answers. That the node is Ready
 // then is not said: see WaitReady.
 func (c *Cluster) StartKubelet(ctx context.Context) error {
+	if c.state.Guests > 0 {
+		return fmt.Errorf("the kubelets are in guests: %w", fault.Unsupported)
+	}
 	return c.state.startKubelet(ctx)
 }
 
-// WaitReady waits until the node says that it is ready, in a status that is not older than the call, and the
+// WaitReady waits until each node says that it is ready, in a status that is not older than the call, and the
 // kubelet knows the node's pods, so that commands can be run in them.
 func (c *Cluster) WaitReady(ctx context.Context) error {
-	return c.state.waitReady(ctx)
+	return c.state.waitReady(ctx, c.state.nodes()...)
 }
 
 // Down ends the cluster: pods leave the node as in `kubectl drain`, so that drivers unmount

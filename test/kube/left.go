@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
+	"github.com/rbd-csi/rbd-csi/test/kernel"
 )
 
 // Left lists what a cluster in folder has on this machine: processes, mounts, cgroups, loop devices,
@@ -29,24 +30,38 @@ func Left(ctx context.Context, folder string) ([]string, error) {
 		return nil, err
 	}
 	var left []string
-	for _, process := range append(processes(folder, ""), confined()...) {
+	for _, process := range processes(folder, "") {
 		left = append(left, fmt.Sprintf("process %d (%s)", process.Pid, command(process.Pid)))
 	}
-	left = appendAll(left, "mount", append(mountsBelow(folder), mountsBelow(s.KubeletRoot)...))
-	left = appendAll(left, "cgroup", cgroupFolders())
-	left = appendAll(left, "loop device", loopDevices(folder, s.KubeletRoot))
+	left = appendAll(left, "mount", mountsBelow(folder))
+	left = appendAll(left, "interface", taps())
 	if bridgeOwner() == folder {
 		left = append(left, "interface "+bridgeName)
 	}
+	left = appendAll(left, "chain", rules)
+	if s.Guests > 0 {
+		return left, nil
+	}
+	return append(left, s.leftOfPods()...), nil
+}
+
+// leftOfPods lists what pods have on this machine, where it is the node.
+func (s *state) leftOfPods() []string {
+	var left []string
+	for _, process := range confined() {
+		left = append(left, fmt.Sprintf("process %d (%s)", process.Pid, command(process.Pid)))
+	}
+	left = appendAll(left, "mount", mountsBelow(s.KubeletRoot))
+	left = appendAll(left, "cgroup", cgroupFolders())
+	left = appendAll(left, "loop device", loopDevices(s.Folder, s.KubeletRoot))
 	for _, r := range records() {
 		left = append(left, "network namespace "+r.namespace, "file "+r.path)
 	}
-	left = appendAll(left, "chain", rules)
 	left = appendAll(left, "file", s.logLinks())
 	if exists(s.KubeletRoot) {
 		left = append(left, "file "+s.KubeletRoot)
 	}
-	return left, nil
+	return left
 }
 
 func appendAll(list []string, what string, names []string) []string {
@@ -96,6 +111,18 @@ func chains(ctx context.Context) ([]string, error) {
 		}
 	}
 	return found, nil
+}
+
+// missingForGuests says likewise what it lacks to have nodes in guests.
+func missingForGuests() []string {
+	var missing []string
+	if err := kernel.Lacks(); err != nil {
+		missing = append(missing, err.Error())
+	}
+	if lookTool("mkfs.ext4") == "" {
+		missing = append(missing, "mkfs.ext4 is not installed (Debian: e2fsprogs)")
+	}
+	return missing
 }
 
 // otherKubelet is the number of a process that is a kubelet and not of a cluster of ours, or 0.

@@ -23,7 +23,7 @@ const clusterDomain = "cluster.local"
 //go:embed objects/*.yaml
 var objects embed.FS
 
-// Up brings the cluster up, in about 15 seconds, and waits until its node is ready. If it runs already, that
+// Up brings the cluster up, in about 15 seconds, and waits until its nodes are ready. If it runs already, that
 // is said and the running one returned. What a killed Up or Down left in the folder is
 // removed first. Errors are fault.Unsupported where the machine lacks something (see Missing),
 // fault.InUse where another kubelet or cluster has the place; after any, only the logs are left.
@@ -72,11 +72,17 @@ func Open(folder string) (*Cluster, error) {
 
 // newState decides what the cluster is to have of the machine, without changing that.
 func newState(opts Options) (*state, error) {
-	s := &state{Folder: opts.Folder, Binaries: opts.Binaries, KubeletRoot: opts.KubeletRoot, Node: nodeName}
+	s := &state{Folder: opts.Folder, Binaries: opts.Binaries, KubeletRoot: opts.KubeletRoot, Node: nodeName, Guests: opts.Guests}
 	if s.KubeletRoot == "" {
 		s.KubeletRoot = DefaultKubeletRoot
 	}
+	if s.Guests < 0 || s.Guests > MostGuests {
+		return nil, fmt.Errorf("%d nodes in guests, not 0 to %d: %w", s.Guests, MostGuests, fault.Invalid)
+	}
 	missing := Missing(opts.Binaries)
+	if s.Guests > 0 {
+		missing = append(missing, missingForGuests()...)
+	}
 	if archives, err := filepath.Glob(filepath.Join(opts.Images, "*.tar")); err != nil || len(archives) == 0 {
 		missing = append(missing, fmt.Sprintf("there are no images in %q (make kube makes them)", opts.Images))
 	}
@@ -92,6 +98,9 @@ func newState(opts Options) (*state, error) {
 	}
 	s.Subnet, s.Address = subnet, subnet+".1"
 	s.Sysctls = readSysctls()
+	if s.Guests > 0 {
+		return s, nil
+	}
 	for _, folder := range sharedFolders() {
 		if !exists(folder) {
 			s.MadeFolders = append(s.MadeFolders, folder)
@@ -104,6 +113,9 @@ func newState(opts Options) (*state, error) {
 func (s *state) checkAlone() error {
 	if owner := bridgeOwner(); owner != "" {
 		return fmt.Errorf("a cluster of %s runs on this machine, or was not taken down: %w", owner, fault.InUse)
+	}
+	if s.Guests > 0 {
+		return nil // kubelets in guests do not get into anybody's way
 	}
 	if pid := otherKubelet(); pid != 0 {
 		return fmt.Errorf("process %d is another kubelet, and they get into each other's way: %w", pid, fault.InUse)
@@ -128,7 +140,7 @@ func (s *state) bringUp(ctx context.Context, images string, say *progress.Narrat
 	if err := s.prepare(ctx); err != nil {
 		return err
 	}
-	say.Line("credentials, the bridge %s (%s), cgroups", bridgeName, s.Address)
+	say.Line("credentials, the bridge %s (%s)", bridgeName, s.Address)
 	if err := s.startStores(ctx, say); err != nil {
 		return err
 	}
@@ -138,7 +150,7 @@ func (s *state) bringUp(ctx context.Context, images string, say *progress.Narrat
 	importing.Go(func() { imported = s.importFolder(ctx, images, say) })
 	err := s.startControlPlane(ctx, say)
 	if err == nil {
-		err = s.startNode(ctx, say)
+		err = s.startNodes(ctx, say)
 	}
 	importing.Wait()
 	if err := errors.Join(err, imported); err != nil {
@@ -161,30 +173,37 @@ func (s *state) prepare(ctx context.Context) error {
 	if err := s.makeCredentials(); err != nil {
 		return fmt.Errorf("make credentials: %w", err)
 	}
-	if err := s.writeKubeletConfig(); err != nil {
+	for _, n := range s.nodes() {
+		if err := errors.Join(s.writeKubeletConfig(n), s.writeRuntimeConfig(n)); err != nil {
+			return err
+		}
+	}
+	if err := s.makeBridge(ctx); err != nil {
 		return err
 	}
-	if err := s.writeRuntimeConfig(); err != nil {
-		return err
+	if s.Guests > 0 {
+		return forwardPackets()
 	}
 	if err := makeCgroups(); err != nil {
 		return fmt.Errorf("make cgroups: %w", err)
 	}
-	return s.makeBridge(ctx)
+	return nil
 }
 
 func (s *state) startStores(ctx context.Context, say *progress.Narrator) error {
 	if err := s.startEtcd(); err != nil {
 		return err
 	}
-	if err := s.ensureRuntime(ctx); err != nil {
-		return err
+	if s.Guests == 0 {
+		if err := s.ensureRuntime(ctx); err != nil {
+			return err
+		}
 	}
 	if err := s.waitEtcd(ctx); err != nil {
 		return err
 	}
-	say.Line("etcd, containerd")
-	return nil
+	say.Line("etcd")
+	return s.bootGuests(ctx, say)
 }
 
 func (s *state) startControlPlane(ctx context.Context, say *progress.Narrator) error {
@@ -231,8 +250,8 @@ func (s *state) importFolder(ctx context.Context, folder string, say *progress.N
 	return nil
 }
 
-func (s *state) startNode(ctx context.Context, say *progress.Narrator) error {
-	if err := s.startKubelet(ctx); err != nil {
+func (s *state) startNodes(ctx context.Context, say *progress.Narrator) error {
+	if err := s.startKubelets(ctx); err != nil {
 		return err
 	}
 	for _, start := range []func() error{s.startProxy, s.startNames} {
@@ -240,7 +259,7 @@ func (s *state) startNode(ctx context.Context, say *progress.Narrator) error {
 			return err
 		}
 	}
-	if err := s.waitReady(ctx); err != nil {
+	if err := s.waitReady(ctx, s.nodes()...); err != nil {
 		return err
 	}
 	// The first pod needs it, and the controller that makes it has just begun.
@@ -251,6 +270,13 @@ func (s *state) startNode(ctx context.Context, say *progress.Narrator) error {
 	if err != nil {
 		return err
 	}
-	say.Line("%s, %s, names; the node %s is ready", kubelet, proxy, s.Node)
+	say.Line("%s, %s, names; ready: %s", kubelet, proxy, s.nodeNames())
 	return nil
+}
+
+func (s *state) startKubelets(ctx context.Context) error {
+	if s.Guests == 0 {
+		return s.startKubelet(ctx)
+	}
+	return s.eachNode(func(n node) error { return s.startGuestKubelet(ctx, n) })
 }

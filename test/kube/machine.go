@@ -47,6 +47,12 @@ func readSysctls() map[string]string {
 	return settings
 }
 
+// forwardPackets has the machine pass packets on, which where its own pods are connected to the bridge the CNI plugin does: those to the
+// addresses of services come from guests and go to guests.
+func forwardPackets() error {
+	return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644)
+}
+
 func (s *state) restoreSysctls() error {
 	var errs []error
 	for name, value := range s.Sysctls {

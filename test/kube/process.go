@@ -163,6 +163,11 @@ func signalAll(list []*os.Process, signal syscall.Signal) {
 
 // await polls done while the component lives. Its error has the end of the component's log.
 func (s *state) await(ctx context.Context, name string, limit time.Duration, done func(context.Context) error) error {
+	return s.awaitWhile(ctx, func() bool { return s.runs(name) }, name, limit, done)
+}
+
+// awaitWhile is await of a component of which the caller says whether it lives.
+func (s *state) awaitWhile(ctx context.Context, lives func() bool, name string, limit time.Duration, done func(context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not ready after %s", limit))
 	defer cancel()
 	var last error
@@ -175,7 +180,7 @@ func (s *state) await(ctx context.Context, name string, limit time.Duration, don
 		if last == nil || ctx.Err() == nil {
 			last = err
 		}
-		if !s.runs(name) {
+		if !lives() {
 			return false, fmt.Errorf("%s has ended: %w", name, fault.Unavailable)
 		}
 		return false, nil

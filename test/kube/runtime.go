@@ -36,7 +36,7 @@ const (
 // machines for tests may lack, and then no container starts: hence restrict_oom_score_adj.
 var containerdConfig = template.Must(template.New("containerd").Parse(`version = 2
 root = "{{.Data}}/root"
-state = "{{.Data}}/state"
+state = "{{.Volatile}}/state"
 disabled_plugins = [
   "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
@@ -45,7 +45,7 @@ disabled_plugins = [
 [grpc]
   address = "{{.Socket}}"
 [plugins."io.containerd.internal.v1.opt"]
-  path = "{{.Data}}/opt"
+  path = "{{.Volatile}}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{{.Pause}}"
   stream_server_address = "127.0.0.1"
@@ -61,54 +61,67 @@ disabled_plugins = [
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         SystemdCgroup = false
-        Root = "{{.Data}}/runc"
+        Root = "{{.Volatile}}/runc"
 `))
 
-func (s *state) runtimeSocket() string { return filepath.Join(s.data(containerd), "containerd.sock") }
+// runtimeSocket and runtimeConfig are for the node that is this machine.
+func (s *state) runtimeSocket() string { return s.nodes()[0].runtimeSocket() }
+func (s *state) runtimeConfig() string { return s.containerdConfig(s.nodes()[0]) }
 
-func (s *state) writeRuntimeConfig() error {
+func (s *state) containerdConfig(n node) string { return s.config(n.of(containerd) + ".toml") }
+
+func (s *state) writeRuntimeConfig(n node) error {
+	folder := s.config(n.of("cni"))
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return err
+	}
 	var text bytes.Buffer
 	err := containerdConfig.Execute(&text, map[string]string{
-		"Data": s.data(containerd), "Socket": s.runtimeSocket(), "Pause": PauseImage,
-		"Plugins": cniPlugins, "Network": s.config("cni"),
+		"Data": filepath.Join(n.data, containerd), "Volatile": filepath.Join(n.volatile, containerd), "Socket": n.runtimeSocket(),
+		"Pause": PauseImage, "Plugins": cniPlugins, "Network": folder,
 	})
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(s.config("containerd.toml"), text.Bytes(), 0o600); err != nil {
+	if err := os.WriteFile(s.containerdConfig(n), text.Bytes(), 0o600); err != nil {
 		return err
 	}
-	plugins, err := json.MarshalIndent(s.network(), "", "  ")
+	plugins, err := json.MarshalIndent(s.network(n), "", "  ")
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(s.config("cni/10-bridge.conflist"), plugins, 0o600)
+	return os.WriteFile(filepath.Join(folder, "10-bridge.conflist"), plugins, 0o600)
 }
 
 // network connects pods to our bridge. The default route leads to it, because the addresses of services
 // are nobody's and have to pass the rules of this machine. In hairpin mode a pod
-// reaches itself by its service's address.
-func (s *state) network() map[string]any {
-	return map[string]any{
-		"cniVersion": "1.0.0",
-		"name":       network,
-		"plugins": []any{
-			map[string]any{
-				"type": "bridge", "bridge": bridgeName, "isGateway": true, "isDefaultGateway": true, "hairpinMode": true,
-				"ipam": map[string]any{
-					"type": "host-local", "dataDir": s.data("addresses"),
-					"ranges": []any{[]any{map[string]any{"subnet": s.Subnet + ".0/24", "rangeStart": s.Subnet + ".10"}}},
-				},
-			},
-			map[string]any{"type": "portmap", "capabilities": map[string]any{"portMappings": true}},
-		},
+// reaches itself by its service's address. The pods of a guest are connected to a bridge there, of which the guest's interface is a part;
+// there are no rules in guests, and thus no ports of nodes that lead to pods.
+func (s *state) network(n node) map[string]any {
+	addresses := map[string]any{
+		"type": "host-local", "dataDir": filepath.Join(n.volatile, "addresses"),
+		"ranges": []any{[]any{map[string]any{
+			"subnet": s.Subnet + ".0/24", "gateway": s.Address,
+			"rangeStart": fmt.Sprintf("%s.%d", s.Subnet, n.firstPod), "rangeEnd": fmt.Sprintf("%s.%d", s.Subnet, n.lastPod),
+		}}},
 	}
+	plugins := []any{
+		map[string]any{
+			"type": "bridge", "bridge": bridgeName, "isGateway": true, "isDefaultGateway": true, "hairpinMode": true, "ipam": addresses,
+		},
+		map[string]any{"type": "portmap", "capabilities": map[string]any{"portMappings": true}},
+	}
+	if n.number > 0 {
+		addresses["routes"] = []any{map[string]any{"dst": "0.0.0.0/0"}}
+		plugins = []any{map[string]any{"type": "bridge", "bridge": guestBridge, "ipam": addresses}}
+	}
+	return map[string]any{"cniVersion": "1.0.0", "name": network, "plugins": plugins}
 }
 
 // ensureRuntime starts containerd, unless it runs, and waits until it answers.
 func (s *state) ensureRuntime(ctx context.Context) error {
 	if !s.runs(containerd) {
-		if err := s.start(containerd, lookTool(containerd), "--config="+s.config("containerd.toml")); err != nil {
+		if err := s.start(containerd, lookTool(containerd), "--config="+s.runtimeConfig()); err != nil {
 			return err
 		}
 	}
@@ -146,11 +159,17 @@ func (s *state) tagImage(ctx context.Context, image, name string) error {
 	return nil
 }
 
-// images runs `ctr images` in the kubelet's namespace.
+// images runs `ctr images` in the kubelet's namespace, on all nodes.
 func (s *state) images(ctx context.Context, args ...string) error {
-	args = append([]string{"--address", s.runtimeSocket(), "--namespace", "k8s.io", "images"}, args...)
-	_, err := run(ctx, "ctr", args...)
-	return err
+	return s.eachNode(func(n node) error {
+		args := append([]string{"--address", n.runtimeSocket(), "--namespace", "k8s.io", "images"}, args...)
+		if n.number == 0 {
+			_, err := run(ctx, "ctr", args...)
+			return err
+		}
+		_, err := s.inGuest(ctx, n, append([]string{"ctr"}, args...)...)
+		return err
+	})
 }
 
 // removePods ends all pods through containerd, which gives their addresses and network namespaces back.

@@ -58,7 +58,10 @@ type state struct {
 	Folder      string
 	Binaries    string
 	KubeletRoot string
-	Node        string
+	// Node is the first node's name.
+	Node string
+	// Guests is how many nodes there are, each in a guest; 0 means that this machine is the only node.
+	Guests int
 	// Address is the bridge's, and Subnet that of the pods around it, as 10.88.77.
 	Address string
 	Subnet  string

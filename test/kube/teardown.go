@@ -87,7 +87,7 @@ func (s *state) tearDown(ctx context.Context, say *progress.Narrator) error {
 	if owner := bridgeOwner(); owner != "" && owner != s.Folder {
 		// After a reboot, say: what the machine has only one of is by now another cluster's.
 		say.Line("a cluster of %s runs; only the folder is removed", owner)
-		return errors.Join(s.endAll(ctx), unmountBelow(s.Folder), s.removeFiles())
+		return errors.Join(s.killGuests(), s.endAll(ctx), unmountBelow(s.Folder), s.removeFiles())
 	}
 	s.drain(ctx, say)
 	var errs []error
@@ -97,6 +97,7 @@ func (s *state) tearDown(ctx context.Context, say *progress.Narrator) error {
 	}{
 		{"the kubelet and the controllers have ended", s.endNodeAndControllers},
 		{"pods have ended", func(ctx context.Context) error { s.endPods(ctx, say); return nil }},
+		{"no guests are left", func(context.Context) error { return s.killGuests() }},
 		{"no processes are left", s.endAll},
 		{"no rules of iptables are left", s.removeRules},
 		{"no mounts, cgroups, interfaces and files are left", s.removeTraces},
@@ -121,11 +122,11 @@ func (s *state) drain(ctx context.Context, say *progress.Narrator) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, drainLimit)
 	defer cancel()
-	if err := s.reviveNode(ctx); err != nil {
-		say.Line("the node cannot be drained: %v", err)
+	if err := s.reviveNodes(ctx); err != nil {
+		say.Line("the nodes cannot be drained: %v", err)
 		return
 	}
-	_, err := s.kubectl(ctx, nil, "drain", s.Node, "--ignore-daemonsets", "--delete-emptydir-data", "--force",
+	_, err := s.kubectl(ctx, nil, "drain", "--selector=kubernetes.io/hostname", "--ignore-daemonsets", "--delete-emptydir-data", "--force",
 		"--disable-eviction", "--grace-period=1", "--timeout="+drainLimit.String())
 	if err != nil {
 		say.Line("pods do not leave by themselves: %v", err)
@@ -138,11 +139,14 @@ func (s *state) drain(ctx context.Context, say *progress.Narrator) {
 		say.Line("volumes stay mounted: %s", strings.Join(s.volumes(), " "))
 		return
 	}
-	say.Line("pods have left the node, and their volumes are unmounted")
+	say.Line("pods have left, and their volumes are unmounted")
 }
 
-// reviveNode starts containerd and the kubelet again if they were stopped or killed.
-func (s *state) reviveNode(ctx context.Context) error {
+// reviveNodes starts containerd and the kubelet again if they were stopped or killed, or the guests.
+func (s *state) reviveNodes(ctx context.Context) error {
+	if s.Guests > 0 {
+		return s.eachNode(func(n node) error { return s.reviveGuest(ctx, n) })
+	}
 	if err := s.ensureRuntime(ctx); err != nil {
 		return err
 	}
@@ -152,8 +156,11 @@ func (s *state) reviveNode(ctx context.Context) error {
 	return nil
 }
 
-// volumes are the mounts of volumes that drivers made for the kubelet.
+// volumes are the mounts of volumes that drivers made for the kubelet. Those in guests go with them.
 func (s *state) volumes() []string {
+	if s.Guests > 0 {
+		return nil
+	}
 	return slices.DeleteFunc(mountsBelow(s.KubeletRoot), func(path string) bool {
 		return !strings.Contains(path, "kubernetes.io~csi") &&
 			!strings.Contains(path, "plugins/kubernetes.io/csi/")
@@ -171,7 +178,7 @@ func (s *state) endNodeAndControllers(ctx context.Context) error {
 // endPods removes pods through containerd, which is started for it if it was killed. Where that cannot be done,
 // the steps that follow find what is left of pods.
 func (s *state) endPods(ctx context.Context, say *progress.Narrator) {
-	if !exists(s.config("containerd.toml")) {
+	if s.Guests > 0 || !exists(s.runtimeConfig()) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, drainLimit)
@@ -221,6 +228,10 @@ func (s *state) removeRules(ctx context.Context) error {
 // removeTraces removes what the cluster has of the machine. Pods' processes have to be gone before their
 // mounts, and those before the folders they are in.
 func (s *state) removeTraces(ctx context.Context) error {
+	if s.Guests > 0 {
+		// What pods have is in the guests.
+		return errors.Join(unmountBelow(s.Folder), s.removeBridge(ctx), s.restoreSysctls())
+	}
 	return errors.Join(
 		removeCgroups(ctx),
 		unmountBelow(s.Folder),

@@ -28,7 +28,7 @@ const (
 )
 
 // values are what the chart is installed with, beside its defaults. Snapshots are on because the cluster has their API.
-func values(f findings, metadata map[string]any) map[string]any {
+func values(f findings, filesystem string, metadata map[string]any) map[string]any {
 	// An image that was built anew has the old one's tag, and pods would not be replaced for it.
 	image := map[string]any{Driver + "/image-id": f.id}
 	return map[string]any{
@@ -44,8 +44,7 @@ func values(f findings, metadata map[string]any) map[string]any {
 		},
 		"storageClasses": []any{map[string]any{
 			"name": Class, "default": true, "cluster": Cluster, "pool": Pool,
-			// Where root lacks CAP_SYS_RESOURCE, no mounted ext4 grows.
-			"parameters": map[string]any{"csi.storage.k8s.io/fstype": story.GrowingFilesystem()},
+			"parameters": map[string]any{"csi.storage.k8s.io/fstype": filesystem},
 		}},
 		"volumeSnapshotClasses":      []any{map[string]any{"name": SnapshotClass, "default": true}},
 		"volumeGroupSnapshotClasses": []any{map[string]any{"name": SnapshotClass, "default": true}},
@@ -80,7 +79,7 @@ func (l *Lab) install(ctx context.Context, f findings, more map[string]any, say 
 	if err != nil {
 		return err
 	}
-	text, err := yaml.Marshal(values(f, metadata))
+	text, err := yaml.Marshal(values(f, l.filesystem(), metadata))
 	if err != nil {
 		return err
 	}
@@ -90,8 +89,16 @@ func (l *Lab) install(ctx context.Context, f findings, more map[string]any, say 
 	if err := l.Upgrade(ctx, more); err != nil {
 		return err
 	}
-	say.Line("the chart is installed, and the driver is registered at %s", l.Kube.Node())
+	say.Line("the chart is installed, and the driver is registered at %s", strings.Join(l.Kube.Nodes(), ", "))
 	return nil
+}
+
+// filesystem is that of the default class. Where root lacks CAP_SYS_RESOURCE, no mounted ext4 grows; in a guest it does not.
+func (l *Lab) filesystem() string {
+	if len(l.Kube.Guests()) > 0 {
+		return "ext4"
+	}
+	return story.GrowingFilesystem()
 }
 
 // applySecrets makes the namespaces, the Secret with the monitors' addresses and the driver's key, and those of other programs. The
@@ -178,7 +185,7 @@ stringData: {userID: %s, userKey: %q}
 }
 
 // Upgrade installs the chart, or changes its values: those of [Lab.ValuesFile] with the given ones merged over them, which may be
-// nil. It returns when the pods are ready and the node's CSINode lists the driver. What an earlier Upgrade gave
+// nil. It returns when the pods are ready and each node's CSINode lists the driver. What an earlier Upgrade gave
 // besides is forgotten.
 func (l *Lab) Upgrade(ctx context.Context, more map[string]any) error {
 	return l.upgrade(ctx, l.chart(), more)
@@ -269,10 +276,19 @@ func (l *Lab) Helm(ctx context.Context, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// AwaitDriver waits until the node's CSINode lists the driver: before, no pod with a volume of it starts there.
+// AwaitDriver waits until each node's CSINode lists the driver: before, no pod with a volume of it starts there.
 func (l *Lab) AwaitDriver(ctx context.Context) error {
-	return Await(ctx, registerLimit, "the CSINode lists "+Driver, func(ctx context.Context) (bool, string, error) {
-		out, err := l.Kube.Kubectl(ctx, nil, "get", "csinode", l.Kube.Node(), "-o", "jsonpath={.spec.drivers[*].name}")
+	for _, node := range l.Kube.Nodes() {
+		if err := l.awaitDriver(ctx, node); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Lab) awaitDriver(ctx context.Context, node string) error {
+	return Await(ctx, registerLimit, "the CSINode of "+node+" lists "+Driver, func(ctx context.Context) (bool, string, error) {
+		out, err := l.Kube.Kubectl(ctx, nil, "get", "csinode", node, "-o", "jsonpath={.spec.drivers[*].name}")
 		found := false
 		for name := range strings.FieldsSeq(out) {
 			found = found || name == Driver

@@ -72,6 +72,8 @@ const (
 type Options struct {
 	// Places is where the repository and the build folder are.
 	Places kube.Places
+	// Guests is how many nodes there are, each in a guest whose kernel has krbd; 0: this machine is the only node. See kube.Options.
+	Guests int
 	// Image is an archive with the driver's image, as `make image` packs it. Empty means the newest in build/image.
 	Image string
 	// Values are merged over [Lab.Values], by Helm.
@@ -93,7 +95,7 @@ func cephFolder(places kube.Places) string { return filepath.Join(places.Build, 
 func (l *Lab) folder() string              { return filepath.Join(l.places.Build, "lab") }
 
 // Up brings the lab up, in about 40 seconds, or what is missing of it, and returns when the driver serves: all its pods
-// are ready, and the node's CSINode lists it. Errors are fault.Unsupported where something has to be built or
+// are ready, and each node's CSINode lists it. Errors are fault.Unsupported where something has to be built or
 // installed first. After an error, what is up stays up, to be looked at: Up goes on with it, and Down takes it down.
 func Up(ctx context.Context, opts Options) (*Lab, error) {
 	say := progress.NewNarrator(opts.Progress, "lab")
@@ -102,17 +104,25 @@ func Up(ctx context.Context, opts Options) (*Lab, error) {
 		return nil, err
 	}
 	kubernetes := opts.Places.Options()
-	kubernetes.Progress = opts.Progress
+	kubernetes.Progress, kubernetes.Guests = opts.Progress, opts.Guests
 	l := &Lab{places: opts.Places, progress: opts.Progress}
 	if l.Kube, err = kube.Up(ctx, kubernetes); err != nil {
 		return nil, fmt.Errorf("bring Kubernetes up: %w", err)
 	}
-	say.Line("Kubernetes %s, node %s at %s", kube.Version, l.Kube.Node(), l.Kube.Address())
+	if got := len(l.Kube.Guests()); got != opts.Guests {
+		return nil, fmt.Errorf("a cluster with %d nodes in guests is up already, not with %d: %w", got, opts.Guests, fault.Exists)
+	}
+	say.Line("Kubernetes %s at %s, nodes %s", kube.Version, l.Kube.Address(), strings.Join(l.Kube.Nodes(), ", "))
 	if err := l.startCeph(ctx, say); err != nil {
 		return nil, err
 	}
-	if err := l.prepareMachine(); err != nil {
+	if err := os.MkdirAll(l.folder(), 0o755); err != nil {
 		return nil, err
+	}
+	if opts.Guests == 0 {
+		if err := l.prepareMachine(); err != nil {
+			return nil, err
+		}
 	}
 	if err := l.install(ctx, found, opts.Values, say); err != nil {
 		return nil, err

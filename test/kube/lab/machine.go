@@ -38,9 +38,6 @@ func machineFile(places kube.Places) string {
 // prepareMachine makes of /run/rbd-csi what a node with systemd has without us: a directory on a tmpfs, whose mounts
 // are shared. It is written down first, for Down.
 func (l *Lab) prepareMachine() error {
-	if err := os.MkdirAll(l.folder(), 0o755); err != nil {
-		return err
-	}
 	m, err := readMachine(l.places)
 	if err != nil {
 		return err
@@ -145,6 +142,10 @@ func restoreMachine(places kube.Places) error {
 
 // mappings lists what the driver has on this machine: mounts, loop devices and workers.
 func mappings(places kube.Places) ([]string, error) {
+	// Without that file nothing was prepared here: the nodes are in guests, and so is what the driver has.
+	if !exists(machineFile(places)) {
+		return nil, nil
+	}
 	m, err := readMachine(places)
 	if err != nil {
 		return nil, err

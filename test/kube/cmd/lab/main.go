@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/rbd-csi/rbd-csi/test/ceph"
+	"github.com/rbd-csi/rbd-csi/test/kernel"
 	"github.com/rbd-csi/rbd-csi/test/kube"
 	"github.com/rbd-csi/rbd-csi/test/kube/lab"
 	"github.com/rbd-csi/rbd-csi/test/subcommand"
@@ -33,6 +34,7 @@ var commands = []subcommand.Command[lab.Options]{
 }
 
 func main() {
+	kernel.RunGuest()
 	ceph.RunSupervisor()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
@@ -51,6 +53,7 @@ func read(name string, args []string) (lab.Options, error) {
 	flags := flag.NewFlagSet(name, flag.ExitOnError)
 	flags.StringVar(&opts.Places.Build, "build", places.Build, "the `folder` for all that is made")
 	flags.StringVar(&opts.Image, "image", "", "the `archive` with the driver's image (default: the newest in build/image)")
+	flags.IntVar(&opts.Guests, "guests", 0, "the `number` of nodes, each in a small virtual machine (default: this machine is the only node)")
 	values := flags.String("values", "", "a `file` with values for the chart, merged over the lab's")
 	if err := flags.Parse(args); err != nil {
 		return lab.Options{}, err
