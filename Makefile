@@ -27,6 +27,8 @@ CEPH = 20
 # Which specs of Kubernetes' storage suite `make e2e` runs; empty: all.
 FOCUS =
 SKIP =
+# How many nodes `make kube` has: each in a small virtual kernel with krbd, or, with none, this machine itself as the only one.
+NODES =
 # A root directory with another release of Ceph, in which to build and test.
 ROOT =
 INSIDE = $(if $(ROOT),build/ceph-folder in-root -root $(ROOT)) env CGO_ENABLED=1
@@ -57,7 +59,9 @@ PURE = $(eval PURE := $(filter-out $(REAL),$(shell CGO_ENABLED=1 $(GO) list -e .
 BINARY = build/rbd-csi
 REPORT = CGO_ENABLED=0 $(GO) run ./test/report
 TEST_PURE = CGO_ENABLED=0 $(GO) test -json -count=1 $(PURE)
-TEST_KUBE = CGO_ENABLED=0 $(GO) -C test/kube test -json -count=1 -p 1 -timeout 40m ./...
+TEST_KUBE = CGO_ENABLED=0 $(GO) -C test/kube test -json -count=1 -p 1 -timeout 40m \
+  $(shell CGO_ENABLED=0 $(GO) -C test/kube list -e ./... | grep -v /nodes$$)
+TEST_NODES = CGO_ENABLED=0 $(GO) -C test/kube test -json -count=1 -timeout 40m ./nodes
 TEST_CHART = CGO_ENABLED=0 $(GO) -C test/chart test -json -count=1 ./...
 TEST_REAL = $(INSIDE) RBD_CSI_BINARY=$(abspath $(BINARY)) \
   $(GO) test -json -count=1 -p 1 -timeout 30m -tags '$(TAG)' $(filter-out $(KERNEL),$(REAL))
@@ -68,7 +72,7 @@ KERNEL_PART = ^(TestReadResults|TestKRBD|TestKRBDFaults|TestTwoNodes)\$$
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo demo-down quick quick-down
 demo: build/demo ## show a StatefulSet's life on a real Kubernetes and a real Ceph, and leave them running
@@ -115,13 +119,15 @@ ceph: setup build/ceph-folder ## start a real Ceph in build/ceph and say how to 
 ceph-down: build/ceph-folder ## stop it and remove the folder
 	@build/ceph-folder down
 
-.PHONY: kube kube-down kube-parts kube-test e2e
-kube: kube-parts build/lab ## start Ceph, Kubernetes and the driver in its pods, and say how to look around
-	@build/lab up
+.PHONY: kube kube-down kube-parts kube-test kube-nodes-test e2e
+kube: kube-parts build/lab $(if $(NODES),kernel-parts) ## start Ceph, Kubernetes and the driver in its pods, and say how to look around; NODES=2: on nodes that can be lost
+	@build/lab up $(if $(NODES),-guests $(NODES))
 kube-down: build/lab ## take that down
 	@build/lab down
 kube-test: kube-parts ## test StatefulSets on that Kubernetes; it must not be up already
 	@$(REPORT) 'StatefulSets on a real Kubernetes' "$(TEST_KUBE)"
+kube-nodes-test: kube-parts kernel-parts ## test what becomes of StatefulSets whose nodes are killed, frozen and cut off, with krbd
+	@$(REPORT) 'StatefulSets on nodes that are lost' "$(TEST_NODES)"
 e2e: kube-test build/lab ## the same, and then Kubernetes' own storage suite (FOCUS and SKIP: regular expressions)
 	@build/kube/kube build -suite
 	@build/kube/kube images -suite

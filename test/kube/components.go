@@ -154,6 +154,8 @@ func (s *state) kubeletConfig(n node) map[string]any {
 	}
 	if n.number > 0 {
 		maps.Copy(config, quickStatus())
+		// There is no controller cpuset, with which the kubelet would do so.
+		config["enforceNodeAllocatable"] = []string{"none"}
 	}
 	return config
 }

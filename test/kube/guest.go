@@ -32,6 +32,14 @@ func (c *Cluster) Guests() []*Guest {
 	return guests
 }
 
+// Revive undoes what was done to nodes in guests: it boots, thaws and connects them again, and waits until they are ready.
+func (c *Cluster) Revive(ctx context.Context) error {
+	if c.state.Guests == 0 {
+		return nil
+	}
+	return c.state.eachNode(func(n node) error { return c.state.reviveGuest(ctx, n) })
+}
+
 // Guest returns the node of that name; fault.NotFound if there is none in a guest.
 func (c *Cluster) Guest(name string) (*Guest, error) {
 	guests := c.Guests()

@@ -6,7 +6,6 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -24,8 +23,6 @@ const (
 	guestBridge = "pods"
 	// guestsFolder has the consoles and the disks of guests.
 	guestsFolder = "guests"
-	// diskSize is how large a guest's disk is. The file is sparse.
-	diskSize = 16 << 30
 	// The pods of the first guest have addresses from firstGuestPod on, and each guest has podsOfGuest of them.
 	firstGuestPod, podsOfGuest = 30, 25
 	// MostGuests is how many nodes in guests a cluster can have.
@@ -44,16 +41,24 @@ func (s *state) guestNetwork() kernel.Network {
 func (s *state) guestOptions(n node) kernel.GuestOptions {
 	return kernel.GuestOptions{
 		Number: n.number, Folder: s.data(guestsFolder), Network: s.guestNetwork(),
-		Disk: filepath.Join(s.data(guestsFolder), n.of("disk")), Environment: []string{envFolder + "=" + s.Folder},
+		Disk: s.disk(n), Environment: []string{envFolder + "=" + s.Folder},
 	}
 }
 
-// bootGuests boots all guests and returns when each has a containerd that answers.
-func (s *state) bootGuests(ctx context.Context, say *progress.Narrator) error {
-	if s.Guests == 0 {
-		return nil
+func (s *state) disk(n node) string { return filepath.Join(s.data(guestsFolder), n.of("disk")) }
+
+// bootGuests boots all guests and returns when each has a containerd that answers, and the images.
+func (s *state) bootGuests(ctx context.Context, images string, say *progress.Narrator) error {
+	template, err := s.ensureTemplate(ctx, images, say)
+	if err != nil {
+		return fmt.Errorf("make a disk with images: %w", err)
 	}
-	err := s.eachNode(func(n node) error { return s.bootGuest(ctx, n) })
+	err = s.eachNode(func(n node) error {
+		if err := copySparse(ctx, template, s.disk(n)); err != nil {
+			return err
+		}
+		return s.bootGuest(ctx, n)
+	})
 	if err == nil {
 		say.Line("%d guests, with containerd", s.Guests)
 	}
@@ -78,9 +83,6 @@ func (s *state) eachNode(f func(node) error) error {
 
 // bootGuest boots a node's guest and starts containerd there.
 func (s *state) bootGuest(ctx context.Context, n node) error {
-	if err := s.ensureDisk(ctx, n); err != nil {
-		return err
-	}
 	if err := s.removeTap(n); err != nil {
 		return err
 	}
@@ -103,26 +105,6 @@ func (s *state) bootGuest(ctx context.Context, n node) error {
 		_, err := s.inGuest(ctx, n, "ctr", "--address", n.runtimeSocket(), "version")
 		return err
 	})
-}
-
-// ensureDisk makes a node's disk, unless there is one from an earlier boot.
-func (s *state) ensureDisk(ctx context.Context, n node) error {
-	disk := s.guestOptions(n).Disk
-	if exists(disk) {
-		return nil
-	}
-	file, err := os.Create(disk + ".new")
-	if err != nil {
-		return err
-	}
-	err = errors.Join(file.Truncate(diskSize), file.Close())
-	if err == nil {
-		_, err = run(ctx, "mkfs.ext4", "-q", file.Name())
-	}
-	if err != nil {
-		return fmt.Errorf("make the disk: %w", err)
-	}
-	return os.Rename(file.Name(), disk)
 }
 
 // startInGuest starts a component that stays as long as the guest. Its log is on this machine.

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 	"github.com/rbd-csi/rbd-csi/test/kube/progress"
@@ -98,9 +97,6 @@ func newState(opts Options) (*state, error) {
 	}
 	s.Subnet, s.Address = subnet, subnet+".1"
 	s.Sysctls = readSysctls()
-	if s.Guests > 0 {
-		return s, nil
-	}
 	for _, folder := range sharedFolders() {
 		if !exists(folder) {
 			s.MadeFolders = append(s.MadeFolders, folder)
@@ -144,16 +140,7 @@ func (s *state) bringUp(ctx context.Context, images string, say *progress.Narrat
 	if err := s.startStores(ctx, say); err != nil {
 		return err
 	}
-	// Unpacking images takes as long as all the rest. A pod only needs to find its own.
-	var importing sync.WaitGroup
-	var imported error
-	importing.Go(func() { imported = s.importFolder(ctx, images, say) })
-	err := s.startControlPlane(ctx, say)
-	if err == nil {
-		err = s.startNodes(ctx, say)
-	}
-	importing.Wait()
-	if err := errors.Join(err, imported); err != nil {
+	if err := s.startTheRest(ctx, images, say); err != nil {
 		return err
 	}
 	if err := s.applyDefinitions(ctx); err != nil {
@@ -161,6 +148,25 @@ func (s *state) bringUp(ctx context.Context, images string, say *progress.Narrat
 	}
 	s.Ready = true
 	return s.save()
+}
+
+// startTheRest starts the control plane and the nodes. Unpacking images takes as long as all that, and goes on meanwhile: a pod only
+// needs to find its own. Guests have them from the beginning, and are booted meanwhile.
+func (s *state) startTheRest(ctx context.Context, images string, say *progress.Narrator) error {
+	meanwhile := make(chan error, 1)
+	if s.Guests > 0 {
+		go func() { meanwhile <- s.bootGuests(ctx, images, say) }()
+		if err := errors.Join(s.startControlPlane(ctx, say), <-meanwhile); err != nil {
+			return err
+		}
+		return s.startNodes(ctx, say)
+	}
+	go func() { meanwhile <- s.importFolder(ctx, images, say) }()
+	err := s.startControlPlane(ctx, say)
+	if err == nil {
+		err = s.startNodes(ctx, say)
+	}
+	return errors.Join(err, <-meanwhile)
 }
 
 func (s *state) prepare(ctx context.Context) error {
@@ -203,7 +209,7 @@ func (s *state) startStores(ctx context.Context, say *progress.Narrator) error {
 		return err
 	}
 	say.Line("etcd")
-	return s.bootGuests(ctx, say)
+	return nil
 }
 
 func (s *state) startControlPlane(ctx context.Context, say *progress.Narrator) error {

@@ -64,10 +64,6 @@ disabled_plugins = [
         Root = "{{.Volatile}}/runc"
 `))
 
-// runtimeSocket and runtimeConfig are for the node that is this machine.
-func (s *state) runtimeSocket() string { return s.nodes()[0].runtimeSocket() }
-func (s *state) runtimeConfig() string { return s.containerdConfig(s.nodes()[0]) }
-
 func (s *state) containerdConfig(n node) string { return s.config(n.of(containerd) + ".toml") }
 
 func (s *state) writeRuntimeConfig(n node) error {
@@ -118,24 +114,26 @@ func (s *state) network(n node) map[string]any {
 	return map[string]any{"cniVersion": "1.0.0", "name": network, "plugins": plugins}
 }
 
-// ensureRuntime starts containerd, unless it runs, and waits until it answers.
-func (s *state) ensureRuntime(ctx context.Context) error {
+// ensureRuntime starts the containerd of the node that is this machine, unless it runs, and waits until it answers.
+func (s *state) ensureRuntime(ctx context.Context) error { return s.startRuntime(ctx, s.nodes()[0]) }
+
+func (s *state) startRuntime(ctx context.Context, n node) error {
 	if !s.runs(containerd) {
-		if err := s.start(containerd, lookTool(containerd), "--config="+s.runtimeConfig()); err != nil {
+		if err := s.start(containerd, lookTool(containerd), "--config="+s.containerdConfig(n)); err != nil {
 			return err
 		}
 	}
 	return s.await(ctx, containerd, startLimit, func(ctx context.Context) error {
-		return s.withRuntime(func(client cri.RuntimeServiceClient) error {
+		return withRuntime(n, func(client cri.RuntimeServiceClient) error {
 			_, err := client.Version(ctx, &cri.VersionRequest{})
 			return err
 		})
 	})
 }
 
-// withRuntime calls f with a connection to containerd.
-func (s *state) withRuntime(f func(cri.RuntimeServiceClient) error) error {
-	conn, err := grpc.NewClient("unix://"+s.runtimeSocket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+// withRuntime calls f with a connection to a node's containerd on this machine.
+func withRuntime(n node, f func(cri.RuntimeServiceClient) error) error {
+	conn, err := grpc.NewClient("unix://"+n.runtimeSocket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
 	}
@@ -161,20 +159,22 @@ func (s *state) tagImage(ctx context.Context, image, name string) error {
 
 // images runs `ctr images` in the kubelet's namespace, on all nodes.
 func (s *state) images(ctx context.Context, args ...string) error {
-	return s.eachNode(func(n node) error {
-		args := append([]string{"--address", n.runtimeSocket(), "--namespace", "k8s.io", "images"}, args...)
-		if n.number == 0 {
-			_, err := run(ctx, "ctr", args...)
-			return err
-		}
+	return s.eachNode(func(n node) error { return s.imagesOn(ctx, n, args...) })
+}
+
+func (s *state) imagesOn(ctx context.Context, n node, args ...string) error {
+	args = append([]string{"--address", n.runtimeSocket(), "--namespace", "k8s.io", "images"}, args...)
+	if n.number > 0 {
 		_, err := s.inGuest(ctx, n, append([]string{"ctr"}, args...)...)
 		return err
-	})
+	}
+	_, err := run(ctx, "ctr", args...)
+	return err
 }
 
 // removePods ends all pods through containerd, which gives their addresses and network namespaces back.
 func (s *state) removePods(ctx context.Context) error {
-	return s.withRuntime(func(client cri.RuntimeServiceClient) error {
+	return withRuntime(s.nodes()[0], func(client cri.RuntimeServiceClient) error {
 		list, err := client.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
 		if err != nil {
 			return fmt.Errorf("list pods: %w", err)

@@ -178,7 +178,7 @@ func (s *state) endNodeAndControllers(ctx context.Context) error {
 // endPods removes pods through containerd, which is started for it if it was killed. Where that cannot be done,
 // the steps that follow find what is left of pods.
 func (s *state) endPods(ctx context.Context, say *progress.Narrator) {
-	if s.Guests > 0 || !exists(s.runtimeConfig()) {
+	if s.Guests > 0 || !exists(s.containerdConfig(s.nodes()[0])) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, drainLimit)
@@ -230,7 +230,7 @@ func (s *state) removeRules(ctx context.Context) error {
 func (s *state) removeTraces(ctx context.Context) error {
 	if s.Guests > 0 {
 		// What pods have is in the guests.
-		return errors.Join(unmountBelow(s.Folder), s.removeBridge(ctx), s.restoreSysctls())
+		return errors.Join(unmountBelow(s.Folder), s.removeBridge(ctx), s.restoreSysctls(), s.removeMadeFolders())
 	}
 	return errors.Join(
 		removeCgroups(ctx),

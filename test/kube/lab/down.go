@@ -28,7 +28,7 @@ func Down(ctx context.Context, places kube.Places, out io.Writer) error {
 	say := progress.NewNarrator(out, "lab")
 	var errs []error
 	if l, err := Open(ctx, places); err == nil {
-		if errs = append(errs, l.Empty(ctx), l.Uninstall(ctx)); errors.Join(errs...) == nil {
+		if errs = append(errs, l.Kube.Revive(ctx), l.Empty(ctx), l.Uninstall(ctx)); errors.Join(errs...) == nil {
 			say.Line("pods, claims and volumes are deleted, and the chart is uninstalled")
 		}
 	}

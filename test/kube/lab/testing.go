@@ -11,6 +11,7 @@ import (
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 	"github.com/rbd-csi/rbd-csi/test/ceph"
+	"github.com/rbd-csi/rbd-csi/test/kernel"
 	"github.com/rbd-csi/rbd-csi/test/kube"
 )
 
@@ -33,6 +34,9 @@ const (
 //
 // The first test that asks for it has it brought up; Main takes it down, and fails if something is left.
 type Shared struct {
+	// Guests is how many nodes the lab has, each in a guest; see [Options].
+	Guests int
+
 	start sync.Once
 	lab   *Lab
 	err   error
@@ -42,6 +46,7 @@ type Shared struct {
 
 // Main runs the tests and takes the lab down, if it brought it up. It is what TestMain hands to os.Exit.
 func (s *Shared) Main(m *testing.M) int {
+	kernel.RunGuest()
 	ceph.RunSupervisor()
 	code := m.Run()
 	if s.lab == nil || s.borrowed {
@@ -63,7 +68,7 @@ func (s *Shared) ForTest(t testing.TB) *Lab {
 		// Not the context of the test that happens to be the first.
 		ctx, cancel := context.WithTimeout(context.Background(), upLimit)
 		defer cancel()
-		s.lab, s.borrowed, s.err = begin(ctx)
+		s.lab, s.borrowed, s.err = begin(ctx, s.Guests)
 	})
 	switch {
 	case errors.Is(s.err, fault.Unsupported):
@@ -75,7 +80,7 @@ func (s *Shared) ForTest(t testing.TB) *Lab {
 }
 
 // begin opens the lab that the environment names, or brings one up, which may be half there then.
-func begin(ctx context.Context) (l *Lab, borrowed bool, err error) {
+func begin(ctx context.Context, guests int) (l *Lab, borrowed bool, err error) {
 	if build := os.Getenv(EnvBuild); build != "" {
 		places, err := kube.FindPlaces()
 		if err != nil {
@@ -83,6 +88,9 @@ func begin(ctx context.Context) (l *Lab, borrowed bool, err error) {
 		}
 		places.Build = build
 		l, err := Open(ctx, places)
+		if err == nil && len(l.Kube.Guests()) != guests {
+			err = fmt.Errorf("%s=%s has %d nodes in guests, not %d: %w", EnvBuild, build, len(l.Kube.Guests()), guests, fault.Unsupported)
+		}
 		return l, true, err
 	}
 	places, err := kube.FindPlaces()
@@ -94,7 +102,7 @@ func begin(ctx context.Context) (l *Lab, borrowed bool, err error) {
 		return nil, true, fmt.Errorf("a lab is up: take it down (lab down), or have the tests use it (%s=%s): %w",
 			EnvBuild, l.places.Build, fault.InUse)
 	}
-	l, err = Up(ctx, Options{Places: places, Progress: os.Stdout})
+	l, err = Up(ctx, Options{Places: places, Guests: guests, Progress: os.Stdout})
 	if err != nil {
 		err = errors.Join(err, Down(context.WithoutCancel(ctx), places, os.Stdout))
 	}
