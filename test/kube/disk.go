@@ -18,10 +18,9 @@ const (
 	templatePattern = "guest-disk-*"
 )
 
-// ensureTemplate returns the path of a disk on which a containerd has the images of the folder. It is kept there until there are
-// others.
-func (s *state) ensureTemplate(ctx context.Context, images string, say *progress.Narrator) (string, error) {
-	archives, err := filepath.Glob(filepath.Join(images, "*.tar"))
+// ensureTemplate returns the path of a disk on which a containerd has the images. It is kept in their folder until there are others.
+func (s *state) ensureTemplate(ctx context.Context, opts Options, say *progress.Narrator) (string, error) {
+	archives, err := opts.archives()
 	if err != nil {
 		return "", err
 	}
@@ -29,11 +28,11 @@ func (s *state) ensureTemplate(ctx context.Context, images string, say *progress
 	if err != nil {
 		return "", err
 	}
-	template := filepath.Join(images, name)
+	template := filepath.Join(opts.Images, name)
 	if exists(template) {
 		return template, nil
 	}
-	if err := removeTemplates(images); err != nil {
+	if err := removeTemplates(opts.Images); err != nil {
 		return "", err
 	}
 	if err := s.makeTemplate(ctx, archives, template+".new"); err != nil {

@@ -48,8 +48,8 @@ func (s *state) guestOptions(n node) kernel.GuestOptions {
 func (s *state) disk(n node) string { return filepath.Join(s.data(guestsFolder), n.of("disk")) }
 
 // bootGuests boots all guests and returns when each has a containerd that answers, and the images.
-func (s *state) bootGuests(ctx context.Context, images string, say *progress.Narrator) error {
-	template, err := s.ensureTemplate(ctx, images, say)
+func (s *state) bootGuests(ctx context.Context, opts Options, say *progress.Narrator) error {
+	template, err := s.ensureTemplate(ctx, opts, say)
 	if err != nil {
 		return fmt.Errorf("make a disk with images: %w", err)
 	}

@@ -63,6 +63,8 @@ type Options struct {
 	Binaries string
 	// Images is the folder whose archives (*.tar) are imported; `kube images` fills it.
 	Images string
+	// Archives are further ones.
+	Archives []string
 	// KubeletRoot is the kubelet's root; empty means DefaultKubeletRoot. It must be empty or
 	// not exist: another kubelet's is refused.
 	KubeletRoot string

@@ -50,7 +50,7 @@ func Up(ctx context.Context, opts Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.bringUp(ctx, opts.Images, say); err != nil {
+	if err := s.bringUp(ctx, opts, say); err != nil {
 		say.Line("that went wrong; taking it down again")
 		return nil, errors.Join(err, s.tearDown(context.WithoutCancel(ctx), say))
 	}
@@ -82,7 +82,7 @@ func newState(opts Options) (*state, error) {
 	if s.Guests > 0 {
 		missing = append(missing, missingForGuests()...)
 	}
-	if archives, err := filepath.Glob(filepath.Join(opts.Images, "*.tar")); err != nil || len(archives) == 0 {
+	if archives, err := opts.archives(); err != nil || len(archives) == len(opts.Archives) {
 		missing = append(missing, fmt.Sprintf("there are no images in %q (make kube makes them)", opts.Images))
 	}
 	if len(missing) > 0 {
@@ -132,7 +132,7 @@ func (s *state) checkRoot() error {
 }
 
 // bringUp does everything in the order in which one thing needs another.
-func (s *state) bringUp(ctx context.Context, images string, say *progress.Narrator) error {
+func (s *state) bringUp(ctx context.Context, opts Options, say *progress.Narrator) error {
 	if err := s.prepare(ctx); err != nil {
 		return err
 	}
@@ -140,7 +140,7 @@ func (s *state) bringUp(ctx context.Context, images string, say *progress.Narrat
 	if err := s.startStores(ctx, say); err != nil {
 		return err
 	}
-	if err := s.startTheRest(ctx, images, say); err != nil {
+	if err := s.startTheRest(ctx, opts, say); err != nil {
 		return err
 	}
 	if err := s.applyDefinitions(ctx); err != nil {
@@ -152,16 +152,16 @@ func (s *state) bringUp(ctx context.Context, images string, say *progress.Narrat
 
 // startTheRest starts the control plane and the nodes. Unpacking images takes as long as all that, and goes on meanwhile: a pod only
 // needs to find its own. Guests have them from the beginning, and are booted meanwhile.
-func (s *state) startTheRest(ctx context.Context, images string, say *progress.Narrator) error {
+func (s *state) startTheRest(ctx context.Context, opts Options, say *progress.Narrator) error {
 	meanwhile := make(chan error, 1)
 	if s.Guests > 0 {
-		go func() { meanwhile <- s.bootGuests(ctx, images, say) }()
+		go func() { meanwhile <- s.bootGuests(ctx, opts, say) }()
 		if err := errors.Join(s.startControlPlane(ctx, say), <-meanwhile); err != nil {
 			return err
 		}
 		return s.startNodes(ctx, say)
 	}
-	go func() { meanwhile <- s.importFolder(ctx, images, say) }()
+	go func() { meanwhile <- s.importAll(ctx, opts, say) }()
 	err := s.startControlPlane(ctx, say)
 	if err == nil {
 		err = s.startNodes(ctx, say)
@@ -244,8 +244,14 @@ func (s *state) apply(ctx context.Context, file string) error {
 	return err
 }
 
-func (s *state) importFolder(ctx context.Context, folder string, say *progress.Narrator) error {
-	archives, err := filepath.Glob(filepath.Join(folder, "*.tar"))
+// archives are all that are to be imported.
+func (o Options) archives() ([]string, error) {
+	found, err := filepath.Glob(filepath.Join(o.Images, "*.tar"))
+	return append(found, o.Archives...), err
+}
+
+func (s *state) importAll(ctx context.Context, opts Options, say *progress.Narrator) error {
+	archives, err := opts.archives()
 	if err != nil {
 		return err
 	}

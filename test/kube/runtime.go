@@ -98,7 +98,7 @@ func (s *state) network(n node) map[string]any {
 		"type": "host-local", "dataDir": filepath.Join(n.volatile, "addresses"),
 		"ranges": []any{[]any{map[string]any{
 			"subnet": s.Subnet + ".0/24", "gateway": s.Address,
-			"rangeStart": fmt.Sprintf("%s.%d", s.Subnet, n.firstPod), "rangeEnd": fmt.Sprintf("%s.%d", s.Subnet, n.lastPod),
+			"rangeStart": podAddress(s.Subnet, n.firstPod), "rangeEnd": podAddress(s.Subnet, n.lastPod),
 		}}},
 	}
 	plugins := []any{
@@ -113,6 +113,8 @@ func (s *state) network(n node) map[string]any {
 	}
 	return map[string]any{"cniVersion": "1.0.0", "name": network, "plugins": plugins}
 }
+
+func podAddress(subnet string, last int) string { return fmt.Sprintf("%s.%d", subnet, last) }
 
 // ensureRuntime starts the containerd of the node that is this machine, unless it runs, and waits until it answers.
 func (s *state) ensureRuntime(ctx context.Context) error { return s.startRuntime(ctx, s.nodes()[0]) }

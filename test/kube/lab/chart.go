@@ -63,6 +63,26 @@ func values(f findings, filesystem string, metadata map[string]any) map[string]a
 	}
 }
 
+// filesystem is that of the default class. Where root lacks CAP_SYS_RESOURCE, no mounted ext4 grows; in a guest it does not.
+func (l *Lab) filesystem() string {
+	if len(l.Kube.Guests()) > 0 {
+		return "ext4"
+	}
+	return story.GrowingFilesystem()
+}
+
+// lighten changes values for nodes in guests, which have one slow processor each: when one is lost, the other has to run all that both
+// ran. So there is one controller, without the sidecars for snapshots.
+func lighten(values map[string]any) {
+	if controller, ok := values["controller"].(map[string]any); ok {
+		controller["replicas"] = 1
+	}
+	values["snapshots"] = map[string]any{"enabled": false}
+	for _, name := range []string{"volumeSnapshotClasses", "volumeGroupSnapshotClasses", "snapshotMetadata"} {
+		delete(values, name)
+	}
+}
+
 // ValuesFile is the path of the values that the chart is installed with, for `helm upgrade --values`.
 func (l *Lab) ValuesFile() string { return filepath.Join(l.folder(), "values.yaml") }
 
@@ -79,7 +99,11 @@ func (l *Lab) install(ctx context.Context, f findings, more map[string]any, say 
 	if err != nil {
 		return err
 	}
-	text, err := yaml.Marshal(values(f, l.filesystem(), metadata))
+	all := values(f, l.filesystem(), metadata)
+	if len(l.Kube.Guests()) > 0 {
+		lighten(all)
+	}
+	text, err := yaml.Marshal(all)
 	if err != nil {
 		return err
 	}
@@ -91,14 +115,6 @@ func (l *Lab) install(ctx context.Context, f findings, more map[string]any, say 
 	}
 	say.Line("the chart is installed, and the driver is registered at %s", strings.Join(l.Kube.Nodes(), ", "))
 	return nil
-}
-
-// filesystem is that of the default class. Where root lacks CAP_SYS_RESOURCE, no mounted ext4 grows; in a guest it does not.
-func (l *Lab) filesystem() string {
-	if len(l.Kube.Guests()) > 0 {
-		return "ext4"
-	}
-	return story.GrowingFilesystem()
 }
 
 // applySecrets makes the namespaces, the Secret with the monitors' addresses and the driver's key, and those of other programs. The

@@ -105,6 +105,9 @@ func Up(ctx context.Context, opts Options) (*Lab, error) {
 	}
 	kubernetes := opts.Places.Options()
 	kubernetes.Progress, kubernetes.Guests = opts.Progress, opts.Guests
+	if opts.Guests > 0 {
+		kubernetes.Archives = []string{found.archive} // a guest takes long to import it
+	}
 	l := &Lab{places: opts.Places, progress: opts.Progress}
 	if l.Kube, err = kube.Up(ctx, kubernetes); err != nil {
 		return nil, fmt.Errorf("bring Kubernetes up: %w", err)
