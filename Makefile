@@ -68,7 +68,7 @@ TEST_REAL = $(INSIDE) RBD_CSI_BINARY=$(abspath $(BINARY)) \
 TEST_KERNEL = CGO_ENABLED=0 RBD_CSI_BINARY=$(abspath $(BINARY)) $(GO) test -json -count=1 -timeout 20m $(KERNEL)
 # What of them `make test` runs takes less than five minutes, with fetching the kernel. Ginkgo, which is in one of them,
 # does not like -parallel.
-KERNEL_PART = ^(TestReadResults|TestKRBD|TestKRBDFaults|TestTwoNodes)\$$
+KERNEL_PART = ^(TestReadResults|TestFindAnother|TestOutages|TestKRBD|TestKRBDFaults|TestTwoNodes)\$$
 
 .PHONY: help
 help: ## list the targets

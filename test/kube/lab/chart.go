@@ -88,8 +88,10 @@ func (l *Lab) ValuesFile() string { return filepath.Join(l.folder(), "values.yam
 
 // install imports the driver's image, makes the Secret and installs the chart.
 func (l *Lab) install(ctx context.Context, f findings, more map[string]any, say *progress.Narrator) error {
-	if err := l.Kube.Import(ctx, f.archive); err != nil {
-		return err
+	if !f.imported {
+		if err := l.Kube.Import(ctx, f.archive); err != nil {
+			return err
+		}
 	}
 	say.Line("the driver's image %s:%s", f.repository, f.tag)
 	if err := l.applySecrets(ctx); err != nil {

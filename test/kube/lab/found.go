@@ -21,6 +21,8 @@ type findings struct {
 	// archive has the driver's image, whose name is repository:tag, and whose ID tells it from others of that name.
 	archive             string
 	repository, tag, id string
+	// imported says that the nodes have it.
+	imported bool
 }
 
 // find says with fault.Unsupported all that is missing, and the command that makes it.

@@ -105,8 +105,9 @@ func Up(ctx context.Context, opts Options) (*Lab, error) {
 	}
 	kubernetes := opts.Places.Options()
 	kubernetes.Progress, kubernetes.Guests = opts.Progress, opts.Guests
-	if opts.Guests > 0 {
-		kubernetes.Archives = []string{found.archive} // a guest takes long to import it
+	if _, err := kube.Open(kubernetes.Folder); err != nil && opts.Guests > 0 {
+		// A guest takes long to import it, and one that is booted for the first time finds it on its disk.
+		kubernetes.Archives, found.imported = []string{found.archive}, true
 	}
 	l := &Lab{places: opts.Places, progress: opts.Progress}
 	if l.Kube, err = kube.Up(ctx, kubernetes); err != nil {
