@@ -1,6 +1,6 @@
-// Package kube runs a real Kubernetes of one node in a folder, without a container registry:
+// Package kube runs a real Kubernetes in a folder, without a container registry:
 // etcd, the control plane, the kubelet and kube-proxy as processes of this machine, with
-// containerd, runc, and the CNI plugins of the distribution.
+// containerd, runc, and the CNI plugins of the distribution. This machine is its only node, or there are several in guests.
 //
 //	cluster, err := kube.Up(ctx, kube.Options{Folder: folder, Progress: os.Stdout})
 //	...
@@ -16,7 +16,7 @@
 // The components are those of the release, with their defaults where nothing forbids it.
 // Everybody proves who they are by a certificate or a service account's token; RBAC, the Node
 // authorizer and NodeRestriction decide what they may do, so a chart that asks for too
-// little fails here as it would elsewhere. What is missing: a second node, an enforcer of
+// little fails here as it would elsewhere. What is missing: an enforcer of
 // NetworkPolicy, and CoreDNS, for which package dns stands in.
 //
 // # Addresses
@@ -25,12 +25,27 @@
 // connected too. A Ceph that is to be reached from pods, and not only from those with
 // hostNetwork, is started with that address (test/ceph, Options.Address).
 //
+// # Nodes in guests
+//
+// With [Options].Guests each node is in a small kernel of its own (test/kernel), which has krbd and can be lost as nodes are: see
+// [Guest]. Kubelet and containerd run there, from this machine's files; the rest runs here.
+//
+//	this machine   10.88.77.1           etcd, control plane, kube-proxy, names
+//	  bridge, taps
+//	guests         10.88.77.11, .12     containerd, kubelet
+//	  bridge, of which the guest's interface is a part
+//	    pods       10.88.77.30 and up
+//
+// All are neighbours, so that there is nothing to route. Pods send what is for a service's address to this machine, whose rules pass it on.
+// How soon the loss of a node is noticed, and its pods leave it, is seconds in place of minutes. A guest has one processor, on which
+// system calls are slow: what runs in pods should be little.
+//
 // # Who owns what
 //
 // No process watches over the others. Each is started with the cluster's folder in its
 // environment, and that is how it is found again: by this process, by another, or by a [Down]
 // long after whoever began it was killed. Processes in pods are found by the cluster's
-// cgroup, devices and mounts by their paths. [Down] removes what is found, and [Left] lists it.
+// cgroup, devices and mounts by their paths, guests by the names that they were given. [Down] removes what is found, and [Left] lists it.
 package kube
 
 import (

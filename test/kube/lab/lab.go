@@ -7,8 +7,8 @@
 //	...
 //	err = l.Down(ctx)
 //
-// Tests take a [Shared]. The command test/kube/cmd/lab does the same from a shell. A program that calls Up begins with
-// ceph.RunSupervisor.
+// Tests take a [Shared]. The command test/kube/cmd/lab does the same from a shell. A program that calls Up or Down begins with
+// kernel.RunGuest and ceph.RunSupervisor.
 //
 // # What is where
 //
@@ -19,6 +19,9 @@
 //
 // Everything is below the build folder: cluster (Kubernetes, see package kube), ceph, and lab with the chart's values
 // and Helm's own files. What is made elsewhere on the machine is in state, and goes with Down.
+//
+// With nodes in guests ([Options].Guests) the driver maps by krbd, and nodes can be lost: see kube.Guest. The chart is installed with
+// less then: see lighten.
 //
 // # Who owns what
 //

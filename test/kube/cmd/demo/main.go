@@ -22,6 +22,7 @@ import (
 
 	"github.com/rbd-csi/rbd-csi/test/ceph"
 	"github.com/rbd-csi/rbd-csi/test/demo/story"
+	"github.com/rbd-csi/rbd-csi/test/kernel"
 	"github.com/rbd-csi/rbd-csi/test/kube"
 	"github.com/rbd-csi/rbd-csi/test/kube/lab"
 )
@@ -44,6 +45,7 @@ type options struct {
 func (o options) top() string { return o.places.Top() }
 
 func main() {
+	kernel.RunGuest()
 	ceph.RunSupervisor()
 	var o options
 	flag.StringVar(&o.version, "version", "unknown", "the driver's `version`, where its image has to be made")
