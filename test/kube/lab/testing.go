@@ -20,7 +20,7 @@ const EnvBuild = "RBD_CSI_TEST_LAB"
 
 // How long a bring-up and a taking down may take.
 const (
-	upLimit   = 5 * time.Minute
+	upLimit   = 10 * time.Minute
 	downLimit = 5 * time.Minute
 )
 
