@@ -92,7 +92,7 @@ func (s *state) bootGuest(ctx context.Context, n node) error {
 	}
 	set := kernel.Command{Arguments: []string{"sh", "-c", guestSetUp}, Environment: []string{
 		"ADDRESS=" + n.address, "GATEWAY=" + s.Address, "BRIDGE=" + guestBridge,
-		"LOGS=" + filepath.Dir(s.log("")), "KUBELET=" + n.kubeletRoot,
+		"LOGS=" + s.data("log"), "KUBELET=" + n.kubeletRoot,
 	}}
 	var said bytes.Buffer
 	if err := g.Run(ctx, &said, set); err != nil {

@@ -200,15 +200,17 @@ func (s *state) startStores(ctx context.Context, say *progress.Narrator) error {
 	if err := s.startEtcd(); err != nil {
 		return err
 	}
-	if s.Guests == 0 {
-		if err := s.ensureRuntime(ctx); err != nil {
-			return err
-		}
-	}
 	if err := s.waitEtcd(ctx); err != nil {
 		return err
 	}
-	say.Line("etcd")
+	if s.Guests > 0 {
+		say.Line("etcd") // containerd is in the guests
+		return nil
+	}
+	if err := s.ensureRuntime(ctx); err != nil {
+		return err
+	}
+	say.Line("etcd, containerd")
 	return nil
 }
 

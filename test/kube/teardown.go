@@ -87,7 +87,7 @@ func (s *state) tearDown(ctx context.Context, say *progress.Narrator) error {
 	if owner := bridgeOwner(); owner != "" && owner != s.Folder {
 		// After a reboot, say: what the machine has only one of is by now another cluster's.
 		say.Line("a cluster of %s runs; only the folder is removed", owner)
-		return errors.Join(s.killGuests(), s.endAll(ctx), unmountBelow(s.Folder), s.removeFiles())
+		return errors.Join(s.endAll(ctx), unmountBelow(s.Folder), s.removeFiles())
 	}
 	s.drain(ctx, say)
 	var errs []error
@@ -97,7 +97,6 @@ func (s *state) tearDown(ctx context.Context, say *progress.Narrator) error {
 	}{
 		{"the kubelet and the controllers have ended", s.endNodeAndControllers},
 		{"pods have ended", func(ctx context.Context) error { s.endPods(ctx, say); return nil }},
-		{"no guests are left", func(context.Context) error { return s.killGuests() }},
 		{"no processes are left", s.endAll},
 		{"no rules of iptables are left", s.removeRules},
 		{"no mounts, cgroups, interfaces and files are left", s.removeTraces},
@@ -192,9 +191,9 @@ func (s *state) endPods(ctx context.Context, say *progress.Narrator) {
 	}
 }
 
-// endAll ends all that is left, containerd's shims included.
+// endAll ends all that is left, guests and containerd's shims included.
 func (s *state) endAll(ctx context.Context) error {
-	var errs []error
+	errs := []error{s.killGuests()}
 	for _, name := range []string{apiserver, etcd, containerd, ""} {
 		errs = append(errs, s.stop(ctx, name))
 	}
