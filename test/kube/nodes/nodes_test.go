@@ -75,33 +75,41 @@ func TestLostNode(t *testing.T) {
 	s.ready("db-1", "")
 	s.fill("db-0")
 	sum := s.fill("db-1")
-	for _, loss := range []struct {
-		name         string
-		lose, regain func(*kube.Guest) error
-	}{
+	s.eachLoss(func(s *story, loss loss) { s.lose("db-1", sum, loss) })
+}
+
+// A loss is a way in which a node is lost, and got back.
+type loss struct {
+	name         string
+	lose, regain func(*kube.Guest) error
+}
+
+// eachLoss is a round of the story for each of the ways.
+func (s *story) eachLoss(round func(*story, loss)) {
+	for _, loss := range []loss{
 		{"killed", (*kube.Guest).Kill, func(g *kube.Guest) error { return g.Boot(s.Context()) }},
 		{"frozen", (*kube.Guest).Freeze, (*kube.Guest).Thaw},
 		{"cut off", (*kube.Guest).CutOff, (*kube.Guest).Rejoin},
 	} {
-		ok := t.Run(loss.name, func(t *testing.T) {
-			round := *s
-			round.T = t
-			round.lose("db-1", sum, loss.lose, loss.regain)
+		ok := s.Run(loss.name, func(t *testing.T) {
+			of := *s
+			of.T = t
+			round(&of, loss)
 		})
 		if !ok {
-			t.FailNow()
+			s.FailNow()
 		}
 	}
 }
 
 // lose loses the node of a pod and gets it back.
-func (s *story) lose(pod, sum string, lose, regain func(*kube.Guest) error) {
+func (s *story) lose(pod, sum string, loss loss) {
 	before := s.pod(pod)
 	node, err := s.lab.Kube.Guest(before.Spec.NodeName)
 	s.must(err)
 	s.mapped(node, 1)
 
-	s.must(lose(node))
+	s.must(loss.lose(node))
 	s.notReady(node)
 	s.taint(node, "=lost:NoExecute")
 	moved := s.ready(pod, before.Metadata.UID)
@@ -110,7 +118,7 @@ func (s *story) lose(pod, sum string, lose, regain func(*kube.Guest) error) {
 	}
 	s.same("data of "+pod+" on another node", s.sum(pod), sum)
 
-	s.must(regain(node))
+	s.must(loss.regain(node))
 	s.must(node.WaitReady(s.Context()))
 	s.Logf("%s is ready again", node.Name())
 	s.must(s.lab.AwaitDriver(s.Context()))

@@ -1,0 +1,105 @@
+package nodes_test
+
+import (
+	"context"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rbd-csi/rbd-csi/test/kube"
+)
+
+// envLosses is how often TestFailover loses a node in each way; once if it is not set.
+const envLosses = "RBD_CSI_TEST_LOSSES"
+
+// slow is for how long a node may be silent and be left alone.
+const slow = 3 * time.Second
+
+// TestFailover loses a node in each way, and says nothing about it to Kubernetes: the driver does. A node that is slow is left alone.
+func TestFailover(t *testing.T) {
+	times := 1
+	if text := os.Getenv(envLosses); text != "" {
+		var err error
+		if times, err = strconv.Atoi(text); err != nil {
+			t.Fatalf("%s: %v", envLosses, err)
+		}
+	}
+	s := tell(t, "failover")
+	s.watchFor(8 * time.Second)
+	// One controller on each node, so that one is left.
+	s.must(s.lab.Upgrade(t.Context(), map[string]any{"controller": map[string]any{"failover": true, "replicas": 2}}))
+	t.Cleanup(func() { s.must(s.lab.Upgrade(context.WithoutCancel(t.Context()), nil)) })
+	s.apply(set)
+	s.ready("db-0", "")
+	s.ready("db-1", "")
+	s.fill("db-0")
+	sum := s.fill("db-1")
+	s.slowDown("db-1")
+	for range times {
+		s.eachLoss(func(s *story, loss loss) { s.failOver("db-1", sum, loss) })
+	}
+}
+
+// watchFor has Ceph forget a client that it has not heard of for so long. By default that takes 30 s, and Kubernetes 50 s to take a
+// node for lost; here Kubernetes takes 8 s.
+func (s *story) watchFor(silent time.Duration) {
+	s.Helper()
+	const key = "osd_client_watch_timeout"
+	_, err := s.lab.Ceph.Ceph(s.Context(), "config", "set", "osd", key, strconv.Itoa(int(silent.Seconds())))
+	s.must(err)
+	s.Cleanup(func() {
+		_, err := s.lab.Ceph.Ceph(context.WithoutCancel(s.Context()), "config", "rm", "osd", key)
+		s.must(err)
+	})
+}
+
+// slowDown freezes the node of a pod for a moment.
+func (s *story) slowDown(pod string) {
+	s.Helper()
+	before := s.pod(pod)
+	node, err := s.lab.Kube.Guest(before.Spec.NodeName)
+	s.must(err)
+	s.must(node.Freeze())
+	time.Sleep(slow)
+	s.must(node.Thaw())
+	s.must(node.WaitReady(s.Context()))
+	s.same("pod "+pod+" on a node that was slow", s.ready(pod, "").Metadata.UID, before.Metadata.UID)
+	s.inService(node)
+}
+
+// failOver loses the node of a pod, which starts elsewhere without anybody's help, and gets it back.
+func (s *story) failOver(pod, sum string, loss loss) {
+	before := s.pod(pod)
+	node, err := s.lab.Kube.Guest(before.Spec.NodeName)
+	s.must(err)
+	s.mapped(node, 1)
+
+	s.must(loss.lose(node))
+	s.notReady(node)
+	moved := s.ready(pod, before.Metadata.UID)
+	if moved.Spec.NodeName == node.Name() {
+		s.Fatalf("node of %s after the loss of %s: got the same", pod, node.Name())
+	}
+	s.same("data of "+pod+" on another node", s.sum(pod), sum)
+	s.inService(node) // taken back as soon as the volume was detached
+
+	s.must(loss.regain(node))
+	s.must(node.WaitReady(s.Context()))
+	s.must(s.lab.AwaitDriver(s.Context()))
+	s.mapped(node, 0)
+	s.kubectl("delete", "pod", pod)
+	returned := s.ready(pod, moved.Metadata.UID)
+	s.same("node of "+pod+" when both nodes take pods", returned.Spec.NodeName, node.Name())
+	s.same("data of "+pod+" back on its node", s.sum(pod), sum)
+}
+
+// inService waits until a node has the taint out-of-service no more.
+func (s *story) inService(node *kube.Guest) {
+	s.Helper()
+	s.await(node.Name()+" is in service", func(ctx context.Context) (bool, string, error) {
+		out, err := s.lab.Kube.Kubectl(ctx, nil, "get", "node", node.Name(), "-o", "jsonpath={.spec.taints[*].key}")
+		return !strings.Contains(out, outOfService), "its taints are " + out, err
+	})
+}
