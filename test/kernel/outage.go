@@ -84,7 +84,7 @@ func (g *Guest) awaitEnd() error {
 	}
 }
 
-// Freeze stops the guest in its tracks, until Thaw. To the guest that time does not pass.
+// Freeze stops the guest in its tracks, until Thaw. It goes on where it was, and finds the clock ahead.
 func (g *Guest) Freeze() error { return g.signalled("freeze", unix.SIGSTOP) }
 
 // Thaw lets a frozen guest go on.

@@ -63,7 +63,7 @@ func (g *Guest) Run(ctx context.Context, command ...string) (string, error) {
 // Kill ends the guest as a loss of power does. It returns when it is gone.
 func (g *Guest) Kill() error { return g.with((*kernel.Guest).Kill) }
 
-// Freeze stops the guest in its tracks, until Thaw. Meanwhile no time passes in it.
+// Freeze stops the guest in its tracks, until Thaw. It goes on where it was, and finds the clock ahead.
 func (g *Guest) Freeze() error { return g.with((*kernel.Guest).Freeze) }
 
 // Thaw lets a frozen guest go on.

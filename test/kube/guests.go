@@ -25,7 +25,7 @@ const (
 	guestsFolder = "guests"
 	// The pods of the first guest have addresses from firstGuestPod on, and each guest has podsOfGuest of them.
 	firstGuestPod, podsOfGuest = 30, 25
-	// MostGuests is how many nodes in guests a cluster can have.
+	// MostGuests is how many nodes in guests a cluster can have; package kernel gives addresses to no more.
 	MostGuests = 9
 )
 
