@@ -182,7 +182,7 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 }
 
 // Down ends the cluster: pods leave the node as in `kubectl drain`, so that drivers unmount
-// their volumes; then all that the cluster made is removed, and the folder with
+// their volumes, or guests are killed; then all that the cluster made is removed, and the folder with
 // it. What a driver left mounted is unmounted by force. It is not an error if the cluster is half
 // there, or gone already.
 func (c *Cluster) Down(ctx context.Context) error {

@@ -114,18 +114,19 @@ func (s *state) tearDown(ctx context.Context, say *progress.Narrator) error {
 }
 
 // drain makes pods leave the node while there still is a driver to unmount their volumes. DaemonSets, of which
-// a node's driver is one, stay. Where that cannot be done, the rest is done by force.
+// a node's driver is one, stay. Where that cannot be done, the rest is done by force. Guests need none of it: what is mounted there
+// goes with them.
 func (s *state) drain(ctx context.Context, say *progress.Narrator) {
-	if !s.Ready || !s.runs(apiserver) || !s.runs(etcd) {
+	if s.Guests > 0 || !s.Ready || !s.runs(apiserver) || !s.runs(etcd) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, drainLimit)
 	defer cancel()
-	if err := s.reviveNodes(ctx); err != nil {
-		say.Line("the nodes cannot be drained: %v", err)
+	if err := s.reviveNode(ctx); err != nil {
+		say.Line("the node cannot be drained: %v", err)
 		return
 	}
-	_, err := s.kubectl(ctx, nil, "drain", "--selector=kubernetes.io/hostname", "--ignore-daemonsets", "--delete-emptydir-data", "--force",
+	_, err := s.kubectl(ctx, nil, "drain", s.Node, "--ignore-daemonsets", "--delete-emptydir-data", "--force",
 		"--disable-eviction", "--grace-period=1", "--timeout="+drainLimit.String())
 	if err != nil {
 		say.Line("pods do not leave by themselves: %v", err)
@@ -138,14 +139,11 @@ func (s *state) drain(ctx context.Context, say *progress.Narrator) {
 		say.Line("volumes stay mounted: %s", strings.Join(s.volumes(), " "))
 		return
 	}
-	say.Line("pods have left, and their volumes are unmounted")
+	say.Line("pods have left the node, and their volumes are unmounted")
 }
 
-// reviveNodes starts containerd and the kubelet again if they were stopped or killed, or the guests.
-func (s *state) reviveNodes(ctx context.Context) error {
-	if s.Guests > 0 {
-		return s.eachNode(func(n node) error { return s.reviveGuest(ctx, n) })
-	}
+// reviveNode starts containerd and the kubelet again if they were stopped or killed.
+func (s *state) reviveNode(ctx context.Context) error {
 	if err := s.ensureRuntime(ctx); err != nil {
 		return err
 	}
@@ -155,11 +153,8 @@ func (s *state) reviveNodes(ctx context.Context) error {
 	return nil
 }
 
-// volumes are the mounts of volumes that drivers made for the kubelet. Those in guests go with them.
+// volumes are the mounts of volumes that drivers made for the kubelet.
 func (s *state) volumes() []string {
-	if s.Guests > 0 {
-		return nil
-	}
 	return slices.DeleteFunc(mountsBelow(s.KubeletRoot), func(path string) bool {
 		return !strings.Contains(path, "kubernetes.io~csi") &&
 			!strings.Contains(path, "plugins/kubernetes.io/csi/")
@@ -193,11 +188,14 @@ func (s *state) endPods(ctx context.Context, say *progress.Narrator) {
 
 // endAll ends all that is left, guests and containerd's shims included.
 func (s *state) endAll(ctx context.Context) error {
-	errs := []error{s.killGuests()}
-	for _, name := range []string{apiserver, etcd, containerd, ""} {
-		errs = append(errs, s.stop(ctx, name))
-	}
-	return errors.Join(errs...)
+	return errors.Join(
+		// It waits for the kubelets to close their connections.
+		s.stop(ctx, apiserver),
+		s.killGuests(),
+		s.stop(ctx, etcd),
+		s.stop(ctx, containerd),
+		s.stop(ctx, ""),
+	)
 }
 
 // removeRules removes the chains of kube-proxy. Its own way to do that leaves KUBE-FIREWALL.

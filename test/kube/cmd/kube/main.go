@@ -25,7 +25,6 @@ import (
 	"syscall"
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
-	"github.com/rbd-csi/rbd-csi/test/kernel"
 	"github.com/rbd-csi/rbd-csi/test/kube"
 	"github.com/rbd-csi/rbd-csi/test/kube/build"
 	"github.com/rbd-csi/rbd-csi/test/kube/images"
@@ -54,7 +53,6 @@ var commands = []subcommand.Command[call]{
 }
 
 func main() {
-	kernel.RunGuest()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
 	if err := subcommand.Dispatch(ctx, os.Args[1:], commands, read); err != nil {
