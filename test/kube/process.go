@@ -137,18 +137,19 @@ func (s *state) stop(ctx context.Context, name string) error {
 	return s.end(ctx, name, grace)
 }
 
-func (s *state) end(ctx context.Context, name string, grace time.Duration) error {
+// end is stop with a time of the caller's.
+func (s *state) end(ctx context.Context, name string, patience time.Duration) error {
 	signalAll(processes(s.Folder, name), syscall.SIGTERM)
-	patience, cancel := context.WithTimeout(ctx, grace)
+	first, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	gone := func() (bool, error) { return !s.runs(name), nil }
-	if poll(patience, gone) == nil {
+	if poll(first, gone) == nil {
 		return nil
 	}
 	signalAll(processes(s.Folder, name), syscall.SIGKILL)
-	patience, cancel = context.WithTimeout(ctx, grace)
+	second, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
-	if err := poll(patience, gone); err != nil {
+	if err := poll(second, gone); err != nil {
 		return fmt.Errorf("end %s: %w", name, err)
 	}
 	return nil

@@ -188,9 +188,12 @@ func (s *state) endPods(ctx context.Context, say *progress.Narrator) {
 
 // endAll ends all that is left, guests and containerd's shims included.
 func (s *state) endAll(ctx context.Context) error {
+	patience := grace
+	if s.Guests > 0 {
+		patience = time.Second // it would wait for kubelets in guests to close their connections
+	}
 	return errors.Join(
-		// It waits for the kubelets to close their connections.
-		s.stop(ctx, apiserver),
+		s.end(ctx, apiserver, patience),
 		s.killGuests(),
 		s.stop(ctx, etcd),
 		s.stop(ctx, containerd),
