@@ -55,8 +55,6 @@ type Options struct {
 	Silent func(ctx context.Context, handle volid.Image, node string) (bool, error)
 	// Moved is told of each pod that was removed from a lost node. It must not block.
 	Moved func(pod kubernetes.Pod)
-	// Now is the clock; time.Now.
-	Now func() time.Time
 }
 
 // A Failover watches over the nodes of a cluster.
@@ -72,9 +70,6 @@ type Failover struct {
 func New(options Options) *Failover {
 	if options.Moved == nil {
 		options.Moved = func(kubernetes.Pod) {}
-	}
-	if options.Now == nil {
-		options.Now = time.Now
 	}
 	return &Failover{options: options, trouble: map[string]bool{}}
 }
@@ -158,13 +153,13 @@ func (f *Failover) over(node string) bool {
 
 // lookAfter looks at one node until it is well or gone.
 func (f *Failover) lookAfter(ctx context.Context, node string) {
-	began := f.options.Now()
+	began := time.Now()
 	one := f.lost(node)
 	for !f.over(node) {
 		if err := one.look(ctx); err != nil && ctx.Err() == nil {
 			klog.FromContext(ctx).Error(err, "Look after a node that is not ready", "node", node)
 		}
-		next := min(max(f.options.Now().Sub(began)/10, shortest), longest)
+		next := min(max(time.Since(began)/10, shortest), longest)
 		if !one.silent.IsZero() {
 			next = shortest // what was silent twice has to have been silent in between
 		}
@@ -233,9 +228,9 @@ func (l *lostNode) isSilent(ctx context.Context, has volumes) (bool, error) {
 		}
 	}
 	if l.silent.IsZero() {
-		l.silent = l.options.Now()
+		l.silent = time.Now()
 	}
-	return l.options.Now().Sub(l.silent) >= settle, nil
+	return time.Since(l.silent) >= settle, nil
 }
 
 // giveUp has the volumes detached and the pods made elsewhere.
