@@ -208,28 +208,9 @@ func (p *pods) startDriver(t *testing.T, request mapper.Request, until string) *
 func TestSuiteInPods(t *testing.T) {
 	mappertest.Suite(t, func(t *testing.T) mappertest.Fixture {
 		p := newPods(t)
-		return mappertest.Fixture{
-			Mapper:   p.mapper(),
-			Restart:  func() mapper.Mapper { return p.mapper() },
-			Image:    p.image,
-			Resize:   p.resize,
-			Content:  p.content,
-			Kill:     p.fence,
-			Refusing: p.refusing,
-			Hold: func(t *testing.T, device mapper.Device) (release func()) {
-				file, err := os.OpenFile(device.Path, os.O_RDONLY|syscall.O_EXCL, 0)
-				must(t, err)
-				return func() { must(t, file.Close()) }
-			},
-			WrongKey: func(request mapper.Request) mapper.Request {
-				request.Access.Key = p.stranger.Key
-				return request
-			},
-			Powerless: func(request mapper.Request) mapper.Request {
-				request.Access.Credentials = p.stranger
-				return request
-			},
-		}
+		f := p.fixture(p.mapper)
+		f.Kill = p.fence
+		return f
 	})
 }
 

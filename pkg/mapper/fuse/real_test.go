@@ -30,29 +30,34 @@ import (
 func TestSuite(t *testing.T) {
 	mappertest.Suite(t, func(t *testing.T) mappertest.Fixture {
 		l := newLab(t)
-		return mappertest.Fixture{
-			Mapper:   l.mapper(),
-			Restart:  func() mapper.Mapper { return l.mapper() },
-			Image:    l.image,
-			Resize:   l.resize,
-			Content:  l.content,
-			Kill:     l.fence,
-			Refusing: l.refusing,
-			Hold: func(t *testing.T, device mapper.Device) (release func()) {
-				file, err := os.OpenFile(device.Path, os.O_RDONLY|syscall.O_EXCL, 0)
-				must(t, err)
-				return func() { must(t, file.Close()) }
-			},
-			WrongKey: func(request mapper.Request) mapper.Request {
-				request.Access.Key = l.stranger.Key
-				return request
-			},
-			Powerless: func(request mapper.Request) mapper.Request {
-				request.Access.Credentials = l.stranger
-				return request
-			},
-		}
+		return l.fixture(l.mapper)
 	})
+}
+
+// fixture is what the mappers' suite needs, with a mapper as each process of the driver has it.
+func (l *lab) fixture(process func() *fuse.Mapper) mappertest.Fixture {
+	return mappertest.Fixture{
+		Mapper:   process(),
+		Restart:  func() mapper.Mapper { return process() },
+		Image:    l.image,
+		Resize:   l.resize,
+		Content:  l.content,
+		Kill:     l.fence,
+		Refusing: l.refusing,
+		Hold: func(t *testing.T, device mapper.Device) (release func()) {
+			file, err := os.OpenFile(device.Path, os.O_RDONLY|syscall.O_EXCL, 0)
+			must(t, err)
+			return func() { must(t, file.Close()) }
+		},
+		WrongKey: func(request mapper.Request) mapper.Request {
+			request.Access.Key = l.stranger.Key
+			return request
+		},
+		Powerless: func(request mapper.Request) mapper.Request {
+			request.Access.Credentials = l.stranger
+			return request
+		},
+	}
 }
 
 // status reads what a worker says of itself.
