@@ -122,11 +122,14 @@ func (s *Store) abandon(ctx context.Context, found image.Image) error {
 }
 
 // abandonNow is abandon for an image that this process made or was at: others may have
-// been at it since.
+// been at it since. What they retired is kept for its snapshots, and loses only the name.
 func (s *Store) abandonNow(ctx context.Context, made image.Image) error {
 	found, err := made.Read(ctx)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case found.Marks.Deleted():
+		return s.discard(ctx, found)
 	}
 	return s.abandon(ctx, found)
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 	"github.com/rbd-csi/rbd-csi/pkg/image"
 	"github.com/rbd-csi/rbd-csi/pkg/rbd/rbdtest"
+	"github.com/rbd-csi/rbd-csi/pkg/snapshot"
 )
 
 // The states here are what a killed process leaves; another process meets them.
@@ -149,4 +150,27 @@ func TestEveryAttachAndDetachRaisesTheGeneration(t *testing.T) {
 		must(t, d.Detach(ctx, handle, "a", nobody))
 		raised("detach")
 	}
+}
+
+// TestASlowCreateSparesTheSnapshots has a process sleep until its volume has been made by another, a snapshot was taken
+// of it, and it was deleted. The image is kept for the snapshot, and is not the sleeper's to remove.
+func TestASlowCreateSparesTheSnapshots(t *testing.T) {
+	ceph := newCeph()
+	d, late := start(ceph), start(ceph)
+	var taken snapshot.Snapshot
+	met := false
+	late.process.OnCall(func(ctx context.Context, call rbdtest.Call) {
+		if call.Method == "AddName" && !met {
+			met = true
+			must(t, d.create(ctx, "pvc-1"))
+			var err error
+			taken, err = d.take(ctx, "pvc-1", "snap-1")
+			must(t, err)
+			must(t, d.delete(ctx, "pvc-1"))
+		}
+	})
+	must(t, late.create(t.Context(), "pvc-1"))
+	purgeAll(t, ceph)
+	must(t, d.restore(t.Context(), taken, "pvc-2"))
+	cleared(func(*testing.T, *rbdtest.Ceph) {}, "pvc-1", "pvc-2", "pvc-1@snap-1")(t, ceph)
 }
