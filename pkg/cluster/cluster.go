@@ -73,9 +73,8 @@ func (d Directory) Names() ([]string, error) {
 	}
 	var names []string
 	for _, entry := range entries {
-		name := entry.Name()
-		if d.has(name, confFile) || d.has(name, monitorsFile) {
-			names = append(names, name)
+		if d.configured(entry.Name()) {
+			names = append(names, entry.Name())
 		}
 	}
 	sort.Strings(names)
@@ -89,17 +88,18 @@ func (d Directory) Names() ([]string, error) {
 // deletion of a volume there succeed), fault.Unavailable when its monitors cannot be read, and
 // fault.Unauthenticated when it holds no user that can be chosen.
 func (d Directory) Access(name string, as params.Credentials) (Access, error) {
-	names, err := d.Names()
-	if err != nil {
-		return Access{}, err
-	}
-	if !slices.Contains(names, name) {
+	if !d.configured(name) {
+		names, err := d.Names()
+		if err != nil {
+			return Access{}, err
+		}
 		return Access{}, fmt.Errorf("cluster %q is not configured, there is %s: %w", name, listed(names), fault.Invalid)
 	}
 	access := Access{Cluster: name, Credentials: as}
 	if d.has(name, confFile) {
 		access.Conf = d.path(name, confFile)
 	}
+	var err error
 	if access.Monitors, err = d.monitors(name); err != nil {
 		return Access{}, fmt.Errorf("cluster %s: %w", name, err)
 	}
@@ -120,6 +120,11 @@ const (
 	userFile     = "userID" // these two are also the keys of a class's Secret
 	keyFile      = "userKey"
 )
+
+// configured reports whether there is a cluster of that name, without a look at the others.
+func (d Directory) configured(name string) bool {
+	return name == filepath.Base(name) && !strings.HasPrefix(name, ".") && (d.has(name, confFile) || d.has(name, monitorsFile))
+}
 
 func (d Directory) path(name, file string) string { return filepath.Join(string(d), name, file) }
 

@@ -94,7 +94,7 @@ func run(ctx context.Context, o options) (err error) {
 		if result.Listings, err = l.listings(ctx); err != nil {
 			return err
 		}
-		if result.Memory, err = residentMemory(l.controller.PID()); err != nil {
+		if result.Memory, err = memoryAtRest(ctx, l.controller.PID()); err != nil {
 			return err
 		}
 	}

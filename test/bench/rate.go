@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -175,6 +176,23 @@ func median(figures []float64) float64 {
 		return figures[middle]
 	}
 	return (figures[middle-1] + figures[middle]) / 2
+}
+
+// memoryAtRest returns how many bytes a process without work has in memory, as soon as that falls no more.
+func memoryAtRest(ctx context.Context, pid int) (Memory, error) {
+	const between = 3 * time.Second
+	for last := int64(math.MaxInt64); ; {
+		now, err := residentMemory(pid)
+		if err != nil || now.Bytes >= last {
+			return now, err
+		}
+		last = now.Bytes
+		select {
+		case <-time.After(between):
+		case <-ctx.Done():
+			return Memory{}, ctx.Err()
+		}
+	}
 }
 
 // residentMemory returns how many bytes a process has in memory, from VmRSS of /proc/PID/status.

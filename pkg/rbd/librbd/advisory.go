@@ -11,8 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/ceph/go-ceph/rados"
-
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 	"github.com/rbd-csi/rbd-csi/pkg/rbd"
 	"github.com/rbd-csi/rbd-csi/pkg/step"
@@ -126,11 +124,11 @@ func (a at) lock(lock advisory, object, cookie string) error {
 }
 
 // ask is the operation that takes or renews the lock, all of it or nothing.
-func (l advisory) ask(cookie string, flags uint8) func(*rados.WriteOp) {
-	return func(op *rados.WriteOp) {
-		op.AssertExists()
+func (l advisory) ask(cookie string, flags uint8) func(*writeOp) {
+	return func(op *writeOp) {
+		op.assertExists()
 		for _, name := range l.names {
-			op.Exec("lock", "lock", lockRequest(name, cookie, holder(), l.lasts, flags))
+			op.exec("lock", "lock", lockRequest(name, cookie, holder(), l.lasts, flags))
 		}
 	}
 }
@@ -159,10 +157,10 @@ func holder() string {
 func (a at) unlock(lock advisory, ids []string, cookie string) error {
 	var failed []error
 	for _, id := range ids {
-		err := a.writeAlways(headerPrefix+id, func(op *rados.WriteOp) {
-			op.AssertExists()
+		err := a.writeAlways(headerPrefix+id, func(op *writeOp) {
+			op.assertExists()
 			for _, name := range lock.names {
-				op.Exec("lock", "unlock", new(writer).versioned(1, func(w *writer) { w.text(name).text(cookie) }).bytes)
+				op.exec("lock", "unlock", new(writer).versioned(1, func(w *writer) { w.text(name).text(cookie) }).bytes)
 			}
 		})
 		if !is(err, syscall.ENOENT) {

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"syscall"
 
-	"github.com/ceph/go-ceph/rados"
-
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 	"github.com/rbd-csi/rbd-csi/pkg/rbd"
 )
@@ -22,10 +20,10 @@ const cloneChild = 1 << 1
 // did. A repetition costs a second operation, to compare.
 func (p *pool) AttachParent(ctx context.Context, id string, parent rbd.Parent) error {
 	return do(ctx, p, "attach the parent of "+id, func(a at) error {
-		err := a.write(headerPrefix+id, func(op *rados.WriteOp) {
-			op.AssertExists()
-			op.Exec(class, "parent_attach", attachment(parent))
-			op.Exec(class, "op_features_set", new(writer).u64(cloneChild).u64(cloneChild).bytes)
+		err := a.write(headerPrefix+id, func(op *writeOp) {
+			op.assertExists()
+			op.exec(class, "parent_attach", attachment(parent))
+			op.exec(class, "op_features_set", new(writer).u64(cloneChild).u64(cloneChild).bytes)
 		})
 		if !is(err, syscall.EEXIST, syscall.ENOEXEC) {
 			return err
@@ -67,9 +65,9 @@ func (a at) attached(id string, parent rbd.Parent) error {
 // AddChild implements rbd.Copies: rbd.child_attach, which refuses a snapshot in the trash.
 func (p *pool) AddChild(ctx context.Context, id string, snapshot uint64, child rbd.Child) error {
 	return do(ctx, p, fmt.Sprintf("add the clone %s to snapshot %d of %s", child.ID, snapshot, id), func(a at) error {
-		err := a.write(headerPrefix+id, func(op *rados.WriteOp) {
-			op.AssertExists()
-			op.Exec(class, "child_attach", adoption(snapshot, child))
+		err := a.write(headerPrefix+id, func(op *writeOp) {
+			op.assertExists()
+			op.exec(class, "child_attach", adoption(snapshot, child))
 		})
 		if is(err, syscall.EEXIST) {
 			return nil
@@ -81,9 +79,9 @@ func (p *pool) AddChild(ctx context.Context, id string, snapshot uint64, child r
 // RemoveChild implements rbd.Copies: rbd.child_detach, with ENOENT for what is not there.
 func (p *pool) RemoveChild(ctx context.Context, id string, snapshot uint64, child rbd.Child) error {
 	return do(ctx, p, fmt.Sprintf("remove the clone %s from snapshot %d of %s", child.ID, snapshot, id), func(a at) error {
-		err := a.writeAlways(headerPrefix+id, func(op *rados.WriteOp) {
-			op.AssertExists()
-			op.Exec(class, "child_detach", adoption(snapshot, child))
+		err := a.writeAlways(headerPrefix+id, func(op *writeOp) {
+			op.assertExists()
+			op.exec(class, "child_detach", adoption(snapshot, child))
 		})
 		if is(err, syscall.ENOENT) {
 			return nil

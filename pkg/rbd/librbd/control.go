@@ -1,12 +1,11 @@
 package librbd
 
 import (
+	"maps"
 	"strconv"
 	"sync"
 	"syscall"
 	"time"
-
-	"github.com/ceph/go-ceph/rados"
 
 	"github.com/rbd-csi/rbd-csi/pkg/rbd"
 )
@@ -68,13 +67,13 @@ func (a at) announce() error {
 	if err != nil {
 		return err
 	}
-	err = a.writeAlways(clientsObject, func(op *rados.WriteOp) {
-		op.Create(rados.CreateIdempotent)
+	err = a.writeAlways(clientsObject, func(op *writeOp) {
+		op.create()
 		if len(old) > 0 {
-			op.RmOmapKeys(old)
+			op.removeOmap(old)
 		}
 		now := strconv.FormatInt(time.Now().Unix(), 10)
-		op.SetOmap(map[string][]byte{controlPrefix + s.client: []byte(now)})
+		op.setOmap(map[string][]byte{controlPrefix + s.client: []byte(now)})
 	})
 	if err != nil {
 		return err
@@ -108,14 +107,11 @@ func (a at) addControls(ours *controls, users map[string]rbd.User) error {
 	for client := range users {
 		keys = append(keys, controlPrefix+client)
 	}
-	op := rados.CreateReadOp()
-	defer op.Release()
-	step := op.GetOmapValuesByKeys(keys)
-	err := op.Operate(a.IOContext, clientsObject, rados.OperationNoFlag)
 	noted := map[string][]byte{}
-	if err == nil {
-		err = collect(noted, step)
-	}
+	err := a.read(clientsObject, func(op *readOp) func() {
+		found := op.omapOf(keys)
+		return func() { maps.Insert(noted, found) }
+	})
 	if err != nil && !is(err, syscall.ENOENT) {
 		return err
 	}

@@ -6,8 +6,6 @@ import (
 	"slices"
 	"syscall"
 
-	"github.com/ceph/go-ceph/rados"
-
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 )
 
@@ -53,15 +51,18 @@ func kindOf(number syscall.Errno) fault.Kind {
 	return fault.Internal
 }
 
-// number returns the error number in an error of go-ceph, 0 when there is none.
+// A code is what a call of librados or librbd returned, when that is negative.
+type code int
+
+// Error says what the number means.
+func (c code) Error() string { return syscall.Errno(-c).Error() }
+
+// ErrorCode is what kinds are read from.
+func (c code) ErrorCode() int { return int(c) }
+
+// number returns the error number in an error of go-ceph or a code, 0 when there is none.
 // A compared range that differs (cmpext) has a number beyond all of errno.h.
 func number(err error) syscall.Errno {
-	var operation rados.OperationError
-	if errors.As(err, &operation) && operation.OpError != nil {
-		// The steps of an operation that failed as a whole were not carried out; what
-		// stands in their results then is left over from other uses of the memory.
-		err = operation.OpError
-	}
 	var coded interface{ ErrorCode() int }
 	if !errors.As(err, &coded) {
 		return 0
@@ -74,7 +75,7 @@ func is(err error, numbers ...syscall.Errno) bool {
 	return slices.Contains(numbers, number(err))
 }
 
-// classified wraps an error of go-ceph with its kind. Errors that have a kind
+// classified wraps an error that has a number with its kind. Errors that have a kind
 // already stay as they are.
 func classified(err error) error {
 	if err == nil || hasKind(err) {
@@ -83,10 +84,6 @@ func classified(err error) error {
 	got := number(err)
 	if got == 0 {
 		return err
-	}
-	var operation rados.OperationError
-	if errors.As(err, &operation) && operation.OpError != nil {
-		err = operation.OpError
 	}
 	return fmt.Errorf("%w: %w", kindOf(got), err)
 }

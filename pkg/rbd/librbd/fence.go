@@ -14,7 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/ceph/go-ceph/rados"
 	cephrbd "github.com/ceph/go-ceph/rbd"
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
@@ -221,9 +220,9 @@ const (
 // NoteFence implements rbd.Fences.
 func (p *pool) NoteFence(ctx context.Context, client, note string) error {
 	return do(ctx, p, "note the fence of "+client, func(a at) error {
-		return a.write(clientsObject, func(op *rados.WriteOp) {
-			op.Create(rados.CreateIdempotent)
-			op.SetOmap(map[string][]byte{fencedPrefix + client: []byte(note)})
+		return a.write(clientsObject, func(op *writeOp) {
+			op.create()
+			op.setOmap(map[string][]byte{fencedPrefix + client: []byte(note)})
 		})
 	})
 }
@@ -231,9 +230,9 @@ func (p *pool) NoteFence(ctx context.Context, client, note string) error {
 // ForgetFence implements rbd.Fences.
 func (p *pool) ForgetFence(ctx context.Context, client string) error {
 	return do(ctx, p, "forget the fence of "+client, func(a at) error {
-		err := a.write(clientsObject, func(op *rados.WriteOp) {
-			op.AssertExists()
-			op.RmOmapKeys([]string{fencedPrefix + client})
+		err := a.write(clientsObject, func(op *writeOp) {
+			op.assertExists()
+			op.removeOmap([]string{fencedPrefix + client})
 		})
 		if is(err, syscall.ENOENT) {
 			return nil
@@ -264,16 +263,13 @@ func (p *pool) NotedFences(ctx context.Context) (map[string]string, error) {
 
 // notes returns a page of the notes about clients whose keys have a prefix.
 func (a at) notes(after, prefix string) (map[string][]byte, error) {
-	op := rados.CreateReadOp()
-	defer op.Release()
-	step := op.GetOmapValues(after, prefix, pageSize)
-	err := op.Operate(a.IOContext, clientsObject, rados.OperationNoFlag)
+	page := map[string][]byte{}
+	err := a.read(clientsObject, func(op *readOp) func() {
+		found := op.omap(after, prefix, pageSize)
+		return func() { maps.Insert(page, found) }
+	})
 	if is(err, syscall.ENOENT) {
 		return nil, nil
-	}
-	page := map[string][]byte{}
-	if err == nil {
-		err = collect(page, step)
 	}
 	return page, err
 }

@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ceph/go-ceph/rados"
-
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 	"github.com/rbd-csi/rbd-csi/pkg/rbd"
 )
@@ -64,8 +62,8 @@ func TestGrowWaitsForOthers(t *testing.T) {
 		if err := other.unlock(growLock, []string{id}, "theirs"); err != nil {
 			return err
 		}
-		return other.write(object, func(op *rados.WriteOp) {
-			op.Exec("lock", "lock", lockRequest(growing, "dead", "a process that died", time.Second, lockNew))
+		return other.write(object, func(op *writeOp) {
+			op.exec("lock", "lock", lockRequest(growing, "dead", "a process that died", time.Second, lockNew))
 		})
 	})
 	if err != nil {

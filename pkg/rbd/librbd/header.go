@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"iter"
 	"maps"
 	"math/bits"
 	"slices"
@@ -11,8 +12,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/ceph/go-ceph/rados"
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 	"github.com/rbd-csi/rbd-csi/pkg/rbd"
@@ -54,10 +53,10 @@ func (p *pool) CreateHeader(ctx context.Context, id string, layout rbd.Layout, m
 		if err != nil {
 			return err
 		}
-		return a.write(headerPrefix+id, func(op *rados.WriteOp) {
-			op.Create(rados.CreateExclusive)
-			op.Exec(class, "create", input)
-			setOmap(op, omap)
+		return a.write(headerPrefix+id, func(op *writeOp) {
+			op.createNew()
+			op.exec(class, "create", input)
+			op.setOmap(omap)
 		})
 	})
 }
@@ -88,13 +87,6 @@ func prefixed(prefix string, texts map[string]string) map[string][]byte {
 		pairs[prefix+key] = []byte(value)
 	}
 	return pairs
-}
-
-// setOmap adds a step that sets pairs, if there are any.
-func setOmap(op *rados.WriteOp, pairs map[string][]byte) {
-	if len(pairs) > 0 {
-		op.SetOmap(pairs)
-	}
 }
 
 // dataPool returns the ID of a data pool that can overwrite, -1 for none.
@@ -135,19 +127,19 @@ const overwriteCheck = "rbd_csi_overwrite_check"
 // one atomic operation that leaves nothing. An erasure-coded pool without
 // allow_ec_overwrites refuses the second write.
 func (a at) checkOverwrite() error {
-	return a.write(overwriteCheck, func(op *rados.WriteOp) {
-		op.Write([]byte{0}, 0)
-		op.Write([]byte{0}, 0)
-		op.Remove()
+	return a.write(overwriteCheck, func(op *writeOp) {
+		op.write([]byte{0}, 0)
+		op.write([]byte{0}, 0)
+		op.remove()
 	})
 }
 
 // ReserveHeader implements rbd.Pool.
 func (p *pool) ReserveHeader(ctx context.Context, id string, meta map[string]string) error {
 	return do(ctx, p, "reserve the header of "+id, func(a at) error {
-		return a.writeAlways(headerPrefix+id, func(op *rados.WriteOp) {
-			op.Create(rados.CreateExclusive)
-			setOmap(op, prefixed(metaPrefix, meta))
+		return a.writeAlways(headerPrefix+id, func(op *writeOp) {
+			op.createNew()
+			op.setOmap(prefixed(metaPrefix, meta))
 		})
 	})
 }
@@ -171,39 +163,23 @@ func (p *pool) Header(ctx context.Context, id string) (rbd.Header, error) {
 }
 
 func (a at) header(id string) (rbd.Header, error) {
-	op := rados.CreateReadOp()
-	defer op.Release()
-	fixed := op.GetOmapValuesByKeys([]string{
-		keySize, keyOrder, keyFeatures, keySnapSeq, keyParent, keyDataPool, keyStripeUnit, keyStripeCount, keyCreated,
+	values := map[string][]byte{}
+	err := a.read(headerPrefix+id, func(op *readOp) func() {
+		fixed := op.omapOf([]string{
+			keySize, keyOrder, keyFeatures, keySnapSeq, keyParent, keyDataPool, keyStripeUnit, keyStripeCount, keyCreated,
+		})
+		snapshots := op.omap("", snapPrefix, mostSnapshots)
+		meta := op.omap("", metaPrefix+rbd.MetaPrefix, mostMeta)
+		return func() {
+			for _, found := range []iter.Seq2[string, []byte]{fixed, snapshots, meta} {
+				maps.Insert(values, found)
+			}
+		}
 	})
-	snapshots := op.GetOmapValues("", snapPrefix, mostSnapshots)
-	meta := op.GetOmapValues("", metaPrefix+rbd.MetaPrefix, mostMeta)
-	if err := op.Operate(a.IOContext, headerPrefix+id, rados.OperationNoFlag); err != nil {
+	if err != nil {
 		return rbd.Header{}, err
 	}
-	values := map[string][]byte{}
-	for _, step := range []omapStep{fixed, snapshots, meta} {
-		if err := collect(values, step); err != nil {
-			return rbd.Header{}, err
-		}
-	}
 	return readHeader(id, values)
-}
-
-// An omapStep is a step of a read operation that reads pairs of an omap.
-type omapStep interface {
-	Next() (*rados.OmapKeyValue, error)
-}
-
-// collect adds what a step of a read operation found.
-func collect(found map[string][]byte, step omapStep) error {
-	for {
-		pair, err := step.Next()
-		if err != nil || pair == nil {
-			return err
-		}
-		found[pair.Key] = pair.Value
-	}
 }
 
 // readHeader makes a header of the values in an omap.
@@ -351,19 +327,17 @@ func (p *pool) ChangeMeta(ctx context.Context, id string, change rbd.Change) err
 // of the object is asserted, because an omap-set alone would make it. The prefix is
 // put before each key.
 func (a at) change(object, prefix string, change rbd.Change) error {
-	return a.write(object, func(op *rados.WriteOp) {
-		op.AssertExists()
+	return a.write(object, func(op *writeOp) {
+		op.assertExists()
 		if len(change.Expect) > 0 {
-			op.Exec("cmpomap", "cmp_vals", expectation(prefixed(prefix, change.Expect)))
+			op.exec("cmpomap", "cmp_vals", expectation(prefixed(prefix, change.Expect)))
 		}
-		setOmap(op, prefixed(prefix, change.Set))
+		op.setOmap(prefixed(prefix, change.Set))
 		var remove []string
 		for _, key := range change.Remove {
 			remove = append(remove, prefix+key)
 		}
-		if len(remove) > 0 {
-			op.RmOmapKeys(remove)
-		}
+		op.removeOmap(remove)
 	})
 }
 
@@ -393,9 +367,9 @@ const objectNonexistent = 0
 // that was grown since would cut it.
 func (p *pool) EnsureObjectMap(ctx context.Context, id string, layout rbd.Layout) error {
 	return do(ctx, p, "make the object map of "+id, func(a at) error {
-		err := a.write(mapPrefix+id, func(op *rados.WriteOp) {
-			op.Create(rados.CreateExclusive)
-			op.Exec(class, "object_map_resize", new(writer).u64(uint64(layout.Objects())).u8(objectNonexistent).bytes)
+		err := a.write(mapPrefix+id, func(op *writeOp) {
+			op.createNew()
+			op.exec(class, "object_map_resize", new(writer).u64(uint64(layout.Objects())).u8(objectNonexistent).bytes)
 		})
 		if is(err, syscall.EEXIST) {
 			return nil

@@ -104,14 +104,14 @@ const trashUser = 0
 // second operation, since the move is now ours.
 func (p *pool) AddTrash(ctx context.Context, id, name string) error {
 	return do(ctx, p, "add "+id+" to the trash", func(a at) error {
-		err := a.writeAlways(trash, func(op *rados.WriteOp) {
-			op.Exec(class, "trash_add", trashEntry(id, name, time.Now()))
+		err := a.writeAlways(trash, func(op *writeOp) {
+			op.exec(class, "trash_add", trashEntry(id, name, time.Now()))
 		})
 		if !is(err, syscall.EEXIST) {
 			return err
 		}
-		err = a.write(trash, func(op *rados.WriteOp) {
-			op.Exec(class, "trash_state_set", new(writer).text(id).u8(trashNormal).u8(trashMoving).bytes)
+		err = a.write(trash, func(op *writeOp) {
+			op.exec(class, "trash_state_set", new(writer).text(id).u8(trashNormal).u8(trashMoving).bytes)
 		})
 		if is(err, syscall.ESTALE, syscall.ENOENT) { // another state, or purged meanwhile
 			return nil
@@ -235,11 +235,11 @@ func (a at) dropGhosts(id string) error {
 			expected[key] = value
 		}
 	}
-	return a.write(headerPrefix+id, func(op *rados.WriteOp) {
-		op.AssertExists()
-		op.Exec("cmpomap", "cmp_vals", expectation(expected))
-		op.Remove()
-		op.Create(rados.CreateIdempotent)
-		op.SetOmap(values)
+	return a.write(headerPrefix+id, func(op *writeOp) {
+		op.assertExists()
+		op.exec("cmpomap", "cmp_vals", expectation(expected))
+		op.remove()
+		op.create()
+		op.setOmap(values)
 	})
 }

@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ceph/go-ceph/rados"
-
 	"github.com/rbd-csi/rbd-csi/pkg/params"
 	"github.com/rbd-csi/rbd-csi/pkg/rbd"
 	"github.com/rbd-csi/rbd-csi/pkg/volid"
@@ -208,18 +206,18 @@ func TestErrorOfAStep(t *testing.T) {
 	l := newLab(t)
 	err := l.in(l.place(), func(a at) error {
 		object := headerPrefix + "x"
-		for name, fails := range map[string]func(*rados.WriteOp){
-			"exec": func(op *rados.WriteOp) {
-				op.Exec("cmpomap", "cmp_vals", expectation(prefixed(metaPrefix, map[string]string{"k": "v"})))
+		for name, fails := range map[string]func(*writeOp){
+			"exec": func(op *writeOp) {
+				op.exec("cmpomap", "cmp_vals", expectation(prefixed(metaPrefix, map[string]string{"k": "v"})))
 			},
-			"compare":   func(op *rados.WriteOp) { op.CmpExt([]byte("x"), 0) },
-			"no method": func(op *rados.WriteOp) { op.Exec(class, "no_such_method", nil) },
+			"compare":   func(op *writeOp) { op.compare([]byte("x"), 0) },
+			"no method": func(op *writeOp) { op.exec(class, "no_such_method", nil) },
 		} {
-			err := a.write(object, func(op *rados.WriteOp) {
-				op.Create(rados.CreateIdempotent)
-				op.SetOmap(map[string][]byte{"before": {1}})
+			err := a.write(object, func(op *writeOp) {
+				op.create()
+				op.setOmap(map[string][]byte{"before": {1}})
 				fails(op)
-				op.SetOmap(map[string][]byte{"after": {1}})
+				op.setOmap(map[string][]byte{"after": {1}})
 			})
 			if err == nil || number(err) == 0 {
 				t.Errorf("%s: got %v, want an error with a number", name, err)

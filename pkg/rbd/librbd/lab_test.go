@@ -414,9 +414,9 @@ func (l tools) HalfTrash(image volid.Image) error {
 		if err != nil {
 			return err
 		}
-		return a.write(trash, func(op *rados.WriteOp) {
+		return a.write(trash, func(op *writeOp) {
 			now := time.Now()
-			op.Exec(class, "trash_add", new(writer).text(id).versioned(2, func(w *writer) {
+			op.exec(class, "trash_add", new(writer).text(id).versioned(2, func(w *writer) {
 				w.u8(trashUser).text(image.Name).time(now).time(now).u8(trashMoving)
 			}).bytes)
 		})

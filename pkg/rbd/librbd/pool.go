@@ -132,41 +132,29 @@ const (
 const class = "rbd"
 
 // write carries out one atomic operation on an object.
-func (a at) write(object string, steps func(*rados.WriteOp)) error {
-	return a.operate(object, rados.OperationNoFlag, steps)
+func (a at) write(object string, steps func(*writeOp)) error {
+	return a.operate(object, plain, steps)
 }
 
 // writeAlways is write for the steps of a deletion, which have to work in a full
 // pool, too. Where the object is new it is the only way (CEPH_OSD_FLAG_FULL_FORCE).
-func (a at) writeAlways(object string, steps func(*rados.WriteOp)) error {
-	return a.operate(object, rados.OperationFullForce, steps)
-}
-
-func (a at) operate(object string, flags rados.OperationFlags, steps func(*rados.WriteOp)) error {
-	op := rados.CreateWriteOp()
-	defer op.Release()
-	steps(op)
-	return op.Operate(a.IOContext, object, flags)
+func (a at) writeAlways(object string, steps func(*writeOp)) error {
+	return a.operate(object, fullForce, steps)
 }
 
 // ask calls a reading method of the class rbd on an object.
 func (a at) ask(object, method string, input []byte) (*reader, error) {
-	op := rados.CreateReadOp()
-	defer op.Release()
-	answer := op.Exec(class, method, input)
-	if err := op.Operate(a.IOContext, object, rados.OperationNoFlag); err != nil {
-		return nil, err
-	}
-	output, err := answer.Bytes()
-	if err != nil {
-		return nil, err
-	}
-	return &reader{bytes: output}, nil
+	answer := &reader{}
+	err := a.read(object, func(op *readOp) func() {
+		output := op.exec(class, method, input)
+		return func() { answer.bytes = output() }
+	})
+	return answer, err
 }
 
 // remove makes sure that an object is gone.
 func (a at) remove(object string) error {
-	err := a.write(object, func(op *rados.WriteOp) { op.Remove() })
+	err := a.write(object, func(op *writeOp) { op.remove() })
 	if is(err, syscall.ENOENT) {
 		return nil
 	}
@@ -193,9 +181,9 @@ func (a at) text(object, method string, input []byte) (string, error) {
 // AddName implements rbd.Pool: rbd.set_id on a new object.
 func (p *pool) AddName(ctx context.Context, name, id string) error {
 	return do(ctx, p, "write the name "+name, func(a at) error {
-		return a.write(idPrefix+name, func(op *rados.WriteOp) {
-			op.Create(rados.CreateExclusive)
-			op.Exec(class, "set_id", new(writer).text(id).bytes)
+		return a.write(idPrefix+name, func(op *writeOp) {
+			op.createNew()
+			op.exec(class, "set_id", new(writer).text(id).bytes)
 		})
 	})
 }
@@ -208,10 +196,10 @@ const firstDifference = 4095
 // ID stands in front of it.
 func (p *pool) RemoveName(ctx context.Context, name, id string) error {
 	return do(ctx, p, "remove the name "+name, func(a at) error {
-		err := a.write(idPrefix+name, func(op *rados.WriteOp) {
-			op.AssertExists()
-			op.CmpExt(new(writer).text(id).bytes, 0)
-			op.Remove()
+		err := a.write(idPrefix+name, func(op *writeOp) {
+			op.assertExists()
+			op.compare(new(writer).text(id).bytes, 0)
+			op.remove()
 		})
 		if is(err, syscall.ENOENT) || number(err) >= firstDifference {
 			return nil
@@ -234,11 +222,11 @@ const directoryReady = 0
 // rbd.dir_state_assert, or it would revive a namespace that is being removed.
 func (p *pool) AddEntry(ctx context.Context, name, id string) error {
 	return do(ctx, p, "add the entry "+name, func(a at) error {
-		err := a.write(directory, func(op *rados.WriteOp) {
+		err := a.write(directory, func(op *writeOp) {
 			if p.where.Namespace != "" {
-				op.Exec(class, "dir_state_assert", new(writer).u8(directoryReady).bytes)
+				op.exec(class, "dir_state_assert", new(writer).u8(directoryReady).bytes)
 			}
-			op.Exec(class, "dir_add_image", new(writer).text(name).text(id).bytes)
+			op.exec(class, "dir_add_image", new(writer).text(name).text(id).bytes)
 		})
 		if is(err, syscall.EBADF) {
 			return fmt.Errorf("%w: the directory has the ID %s under another name", fault.Exists, id)
@@ -250,8 +238,8 @@ func (p *pool) AddEntry(ctx context.Context, name, id string) error {
 // RemoveEntry implements rbd.Pool: rbd.dir_remove_image.
 func (p *pool) RemoveEntry(ctx context.Context, name, id string) error {
 	return do(ctx, p, "remove the entry "+name, func(a at) error {
-		err := a.write(directory, func(op *rados.WriteOp) {
-			op.Exec(class, "dir_remove_image", new(writer).text(name).text(id).bytes)
+		err := a.write(directory, func(op *writeOp) {
+			op.exec(class, "dir_remove_image", new(writer).text(name).text(id).bytes)
 		})
 		if is(err, syscall.ENOENT, syscall.ESTALE) {
 			return nil

@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ceph/go-ceph/rados"
-
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 	"github.com/rbd-csi/rbd-csi/pkg/rbd"
 )
@@ -131,7 +129,7 @@ func TestLockedLong(t *testing.T) {
 				}
 			}
 			// Renewing does not bring a header back.
-			return a.write(headerPrefix+id, func(op *rados.WriteOp) { op.Remove() })
+			return a.write(headerPrefix+id, func(op *writeOp) { op.remove() })
 		})
 	})
 	if err != nil {

@@ -47,15 +47,6 @@ type member struct {
 	asked    chan struct{} // closed when librbd asks about it; nil when that is done
 }
 
-// A code is what a call of librbd returned, when that is negative.
-type code int
-
-// Error says what the number means.
-func (c code) Error() string { return syscall.Errno(-c).Error() }
-
-// ErrorCode is what kinds are read from.
-func (c code) ErrorCode() int { return int(c) }
-
 // result turns what a call returned into an error.
 func result(call string, r C.int) error {
 	if r >= 0 {
