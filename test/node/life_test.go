@@ -85,11 +85,22 @@ func (v *volume) up(t *testing.T, node *driver.Process) {
 // down takes the volume from the pod and the node.
 func (v *volume) down(t *testing.T, node *driver.Process) {
 	t.Helper()
-	check(t, node.Unpublish(t.Context(), v.Volume, v.Name))
-	check(t, node.Unstage(t.Context(), v.Volume))
-	id, err := node.ID(t.Context())
-	check(t, err)
-	check(t, v.Controller.Detach(t.Context(), v.Volume, id))
+	check(t, v.downOnce(t.Context(), node))
+}
+
+// downOnce is down for a cluster that may not answer.
+func (v *volume) downOnce(ctx context.Context, node *driver.Process) error {
+	if err := node.Unpublish(ctx, v.Volume, v.Name); err != nil {
+		return err
+	}
+	if err := node.Unstage(ctx, v.Volume); err != nil {
+		return err
+	}
+	id, err := node.ID(ctx)
+	if err != nil {
+		return err
+	}
+	return v.Controller.Detach(ctx, v.Volume, id)
 }
 
 // file returns where the data is: a file in the filesystem, or the device itself.

@@ -36,31 +36,54 @@ const heartbeatGrace = 20 * time.Second
 // askedFor is how long a request may take that is sent to a cluster that does not answer.
 const askedFor = 3 * time.Second
 
-// silent is one round: a daemon stops under a writer. Requests are answered within their deadlines meanwhile; afterwards
-// the writer goes on without an error, and so do requests.
-func (m *Machine) silent(t *testing.T, kind, daemon string, outage time.Duration) {
+// A silencing is how a daemon falls silent, and how it comes back.
+type silencing struct {
+	begin, end func(ctx context.Context, daemon string) error
+}
+
+func (m *Machine) stops() silencing { return silencing{m.Ceph.Freeze, m.Ceph.Thaw} }
+
+func (m *Machine) dies() silencing { return silencing{m.Ceph.Kill, m.Ceph.Restart} }
+
+// silent is one round: a daemon falls silent under a writer. Requests of both services are answered within their deadlines
+// meanwhile, also those of a volume that is taken from its node; afterwards the writer goes on without an error, and so do requests.
+func (m *Machine) silent(t *testing.T, kind, daemon string, falls silencing, outage time.Duration) {
 	t.Helper()
-	v := m.made(t, kind, nil)
+	v, leaving := m.made(t, kind, nil), m.made(t, kind, nil)
 	v.write(t, m.Node)
+	leaving.write(t, m.Node)
 	stop := v.writing(t)
-	check(t, m.Ceph.Freeze(t.Context(), daemon))
-	thaw := sync.OnceValue(func() error { return m.Ceph.Thaw(context.WithoutCancel(t.Context()), daemon) })
-	t.Cleanup(func() { _ = thaw() })
+	check(t, falls.begin(t.Context(), daemon))
+	returns := sync.OnceValue(func() error { return falls.end(context.WithoutCancel(t.Context()), daemon) })
+	t.Cleanup(func() { _ = returns() })
 	claim := m.claim(kind, v.Name+"-meanwhile")
 	for end := time.Now().Add(outage); time.Now().Before(end); {
 		m.answersWithin(t, "create", func(ctx context.Context) error { _, err := m.Controller.Create(ctx, claim); return err })
 		m.answersWithin(t, "health", func(ctx context.Context) error { return v.healthy(ctx, m.Node) })
+		m.answersWithin(t, "stats", func(ctx context.Context) error { return v.stats(ctx, m.Node) })
+		m.answersWithin(t, "unpublish", func(ctx context.Context) error { return m.Node.Unpublish(ctx, leaving.Volume, leaving.Name) })
+		m.answersWithin(t, "unstage", func(ctx context.Context) error { return m.Node.Unstage(ctx, leaving.Volume) })
 	}
 	m.missed(t, daemon, outage)
-	check(t, thaw())
+	check(t, returns())
 	began := time.Now()
 	made := m.again(t, func() (driver.Volume, error) { return m.Controller.Create(t.Context(), claim) })
 	check(t, m.Controller.Delete(t.Context(), made))
+	m.again(t, func() (driver.Volume, error) { return leaving.Volume, leaving.downOnce(t.Context(), m.Node) })
+	check(t, m.Controller.Delete(t.Context(), leaving.Volume))
 	if took := time.Since(began); took > back {
-		t.Errorf("%s after %s went on a volume was made and deleted, want at most %s", took, daemon, back)
+		t.Errorf("%s after %s went on a volume was made and deleted, and another taken from its node, want at most %s", took, daemon, back)
 	}
 	stop()
 	v.ends(t)
+}
+
+// stats asks a node how much of the volume is in use.
+func (v *volume) stats(ctx context.Context, node *driver.Process) error {
+	_, err := node.NodeGetVolumeStats(ctx, &csi.NodeGetVolumeStatsRequest{
+		VolumeId: v.Handle, VolumePath: node.TargetPath(v.Name), StagingTargetPath: node.StagingPath(v.Volume),
+	})
+	return err
 }
 
 // healthy asks a node how the volume is.
