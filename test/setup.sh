@@ -5,6 +5,7 @@
 #   test/setup.sh test    the same, a Ceph cluster to start, and the tools for filesystems
 #   test/setup.sh image   what makes a container image
 #   test/setup.sh kernel  what "test" has, and what a small kernel of its own needs around it
+#   test/setup.sh fio     what measures volumes
 #   test/setup.sh kube    both "test" and "image", and what runs a Kubernetes: containerd, runc, CNI plugins
 #
 # It wants root or sudo, and neither when everything is there: then it only asks dpkg,
@@ -18,6 +19,7 @@ node=(e2fsprogs xfsprogs util-linux mount fuse3 kmod procps)
 image=(debootstrap buildah ca-certificates make git)
 # The kernel itself, and a libc for it, test/kernel/fetch.sh fetches from a newer Debian. rbd-nbd is what the mapper nbd runs.
 kernel=(dmsetup iproute2 kmod patchelf rbd-nbd)
+fio=(fio)
 kube=(containerd runc containernetworking-plugins iptables iproute2)
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -29,8 +31,9 @@ packages_of() {
     test) printf '%s\n' "${compile[@]}" "${cluster[@]}" "${node[@]}" ;;
     kernel) printf '%s\n' "${compile[@]}" "${cluster[@]}" "${node[@]}" "${kernel[@]}" | sort -u ;;
     image) printf '%s\n' "${image[@]}" ;;
+    fio) printf '%s\n' "${fio[@]}" ;;
     kube) printf '%s\n' "${compile[@]}" "${cluster[@]}" "${node[@]}" "${image[@]}" "${kube[@]}" | sort -u ;;
-    *) die "unknown group '$1': build, test, image, kernel or kube" ;;
+    *) die "unknown group '$1': build, test, image, kernel, fio or kube" ;;
   esac
 }
 

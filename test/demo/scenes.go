@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -38,7 +39,7 @@ func startCeph(s *stage) {
 	s.before, s.Err = driver.Look(s.options.folder)
 	s.Tell("A monitor, a manager and an OSD from the distribution's packages, with a pool %q.", pool)
 	s.Do("starting Ceph", func() (err error) {
-		s.cluster, err = ceph.Start(s.Ctx, ceph.Options{Pools: []string{pool}})
+		s.cluster, err = ceph.Start(s.Ctx, ceph.Options{Pools: []string{pool}, ProposeInterval: 50 * time.Millisecond})
 		return err
 	})
 	if s.Err == nil {
