@@ -99,14 +99,28 @@ run_quietly() {
   rm -f "$log"
 }
 
-install_packages() {
-  local begun=$SECONDS
-  say "installing $# packages: $*"
-  begin_no_services
+# lists_are_read reports whether the lists of packages were read within the last hour. (apt gives a list the time
+# that its server says, but no file can have another time of change than its own.)
+lists_are_read() {
+  [ -n "$(find /var/lib/apt/lists -maxdepth 1 -name '*_Packages*' -cmin -60 -print -quit 2>/dev/null)" ]
+}
+
+read_lists() {
   say "reading the lists of packages"
   run_quietly apt update || die "apt-get update: see above"
+}
+
+install_packages() {
+  local begun=$SECONDS read=no
+  say "installing $# packages: $*"
+  begin_no_services
+  lists_are_read || { read_lists; read=yes; }
   say "downloading and unpacking (a minute or two)"
-  run_quietly apt install "$@" || die "apt-get install: see above"
+  if ! run_quietly apt install "$@"; then
+    [ $read = no ] || die "apt-get install: see above"
+    read_lists
+    run_quietly apt install "$@" || die "apt-get install: see above"
+  fi
   say "installed in $((SECONDS - begun)) s"
 }
 
