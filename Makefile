@@ -210,15 +210,15 @@ build/helm: test/chart/go.mod test/chart/go.sum
 .PHONY: build/demo build/quick build/ceph-folder build/bench build/lab build/kube/kube
 build/demo:
 	@[ -e $@ ] || echo 'building $@ (some minutes on two cores when the caches of Go are empty)'
-	@CGO_ENABLED=0 $(GO) -C test/kube build -o $(CURDIR)/$@ ./cmd/demo
+	@GOGC=400 CGO_ENABLED=0 $(GO) -C test/kube build -o $(CURDIR)/$@ ./cmd/demo
 build/quick: # as build does, so that what they share is compiled once
 	@$(COMPILE) -tags '$(TAG)' -o $@ ./test/demo
 build/lab:
 	@[ -e $@ ] || echo 'building $@ (some minutes on two cores when the caches of Go are empty)'
-	@CGO_ENABLED=0 $(GO) -C test/kube build -o $(CURDIR)/$@ ./cmd/lab
+	@GOGC=400 CGO_ENABLED=0 $(GO) -C test/kube build -o $(CURDIR)/$@ ./cmd/lab
 build/kube/kube:
 	@[ -e $@ ] || echo 'building $@ (some minutes on two cores when the caches of Go are empty)'
-	@CGO_ENABLED=0 $(GO) -C test/kube build -o $(CURDIR)/$@ ./cmd/kube
+	@GOGC=400 CGO_ENABLED=0 $(GO) -C test/kube build -o $(CURDIR)/$@ ./cmd/kube
 build/ceph-folder:
 	@CGO_ENABLED=0 $(GO) build -o $@ ./test/ceph/cmd/ceph-folder
 build/bench:

