@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"iter"
 	"maps"
 	"math/bits"
 	"slices"
@@ -171,9 +170,9 @@ func (a at) header(id string) (rbd.Header, error) {
 		snapshots := op.omap("", snapPrefix, mostSnapshots)
 		meta := op.omap("", metaPrefix+rbd.MetaPrefix, mostMeta)
 		return func() {
-			for _, found := range []iter.Seq2[string, []byte]{fixed, snapshots, meta} {
-				maps.Insert(values, found)
-			}
+			maps.Insert(values, fixed)
+			maps.Insert(values, snapshots)
+			maps.Insert(values, meta)
 		}
 	})
 	if err != nil {

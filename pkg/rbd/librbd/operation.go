@@ -197,6 +197,7 @@ func (w *writeOp) removeOmap(keys []string) {
 // until read returns.
 type readOp struct {
 	op      C.rados_read_op_t
+	results []*C.int // of the steps, for an answer that cannot be decoded fails its step alone
 	release []func() // of what librados writes to
 }
 
@@ -213,10 +214,16 @@ func (a at) read(object string, steps func(*readOp) (found func())) error {
 	err := awaited(object, func(name *C.char, call C.uintptr_t) C.int {
 		return C.read_op(C.rados_ioctx_t(a.Pointer()), op.op, name, call)
 	})
-	if err == nil {
-		found()
+	if err != nil {
+		return err
 	}
-	return err
+	for _, result := range op.results {
+		if *result < 0 {
+			return code(*result)
+		}
+	}
+	found()
+	return nil
 }
 
 // assertExists fails with ENOENT where the object is not there.
@@ -228,6 +235,7 @@ func (r *readOp) exec(class, method string, input []byte) (answer func() []byte)
 	defer C.free(unsafe.Pointer(c))
 	defer C.free(unsafe.Pointer(m))
 	got := (*C.answer_t)(C.calloc(1, C.sizeof_answer_t))
+	r.results = append(r.results, &got.result)
 	r.release = append(r.release, func() {
 		C.rados_buffer_free(got.bytes)
 		C.free(unsafe.Pointer(got))
@@ -255,6 +263,7 @@ func (r *readOp) omapOf(keys []string) iter.Seq2[string, []byte] {
 
 func (r *readOp) pairs() *C.pairs_t {
 	found := (*C.pairs_t)(C.calloc(1, C.sizeof_pairs_t))
+	r.results = append(r.results, &found.result)
 	r.release = append(r.release, func() {
 		C.rados_omap_get_end(found.pairs)
 		C.free(unsafe.Pointer(found))
