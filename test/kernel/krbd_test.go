@@ -235,19 +235,8 @@ func (b *bench) fixture(t *testing.T) mappertest.Fixture {
 		Refusing: func(t *testing.T, bytes int64) (mapper.Request, func(mapper.Device)) {
 			return b.image(t, bytes), func(device mapper.Device) { b.fence(t, device) }
 		},
-		Hold: func(t *testing.T, device mapper.Device) (release func()) {
-			file, err := os.OpenFile(device.Path, os.O_RDONLY|syscall.O_EXCL, 0)
-			must(t, err)
-			return func() { must(t, file.Close()) }
-		},
-		WrongKey: func(request mapper.Request) mapper.Request {
-			request.Access.Key = b.stranger.Key
-			return request
-		},
-		Powerless: func(request mapper.Request) mapper.Request {
-			request.Access.Credentials = b.stranger
-			return request
-		},
+		Hold:     mappertest.HoldDevice,
+		Stranger: b.stranger,
 	}
 }
 

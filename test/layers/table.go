@@ -26,7 +26,7 @@ pkg/kubernetes                | fault                                           
 adapters                      | imports                                                      | libraries                               | in tests also
 pkg/rbd/rbdtest               | fault params rbd step volid                                  |                                         |
 pkg/rbd/librbd                | cluster fault params rbd step volid                          | C go-ceph klog                          | rbd/rbdtest test/ceph
-pkg/mapper/mappertest         | cluster fault mapper volid                                   | sys                                     |
+pkg/mapper/mappertest         | cluster fault mapper params volid                            | sys                                     |
 pkg/mapper/fuse               | cluster fault mapper params step volid                       | klog mountinfo sys                      | go-ceph mapper/fuse/launcher mapper/fuse/worker mapper/mappertest test/ceph
 pkg/mapper/fuse/launcher      | fault mapper/fuse                                            | klog sys                                | mapper params volid
 pkg/mapper/fuse/worker        | fault mapper mapper/fuse                                     | C go-ceph go-fuse klog sys              | params test/ceph volid

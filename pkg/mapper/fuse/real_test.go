@@ -44,19 +44,8 @@ func (l *lab) fixture(process func() *fuse.Mapper) mappertest.Fixture {
 		Content:  l.content,
 		Kill:     l.fence,
 		Refusing: l.refusing,
-		Hold: func(t *testing.T, device mapper.Device) (release func()) {
-			file, err := os.OpenFile(device.Path, os.O_RDONLY|syscall.O_EXCL, 0)
-			must(t, err)
-			return func() { must(t, file.Close()) }
-		},
-		WrongKey: func(request mapper.Request) mapper.Request {
-			request.Access.Key = l.stranger.Key
-			return request
-		},
-		Powerless: func(request mapper.Request) mapper.Request {
-			request.Access.Credentials = l.stranger
-			return request
-		},
+		Hold:     mappertest.HoldDevice,
+		Stranger: l.stranger,
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 	"github.com/rbd-csi/rbd-csi/pkg/mapper"
 	"github.com/rbd-csi/rbd-csi/pkg/mapper/mappertest"
+	"github.com/rbd-csi/rbd-csi/pkg/params"
 )
 
 func TestSuite(t *testing.T) {
@@ -43,14 +44,7 @@ func TestSuite(t *testing.T) {
 			Kill:     func(_ *testing.T, device mapper.Device) { b.kill(device) },
 			Refusing: func(_ *testing.T, bytes int64) (mapper.Request, func(mapper.Device)) { return b.image(bytes), b.kill },
 			Hold:     func(_ *testing.T, device mapper.Device) (release func()) { return b.hold(device) },
-			WrongKey: func(request mapper.Request) mapper.Request {
-				request.Access.Key = keyOf("wrong")
-				return request
-			},
-			Powerless: func(request mapper.Request) mapper.Request {
-				request.Access.User, request.Access.Key = "stranger", keyOf("another key")
-				return request
-			},
+			Stranger: params.Credentials{User: "stranger", Key: keyOf("another key")},
 		}
 	})
 }

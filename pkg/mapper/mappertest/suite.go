@@ -15,6 +15,7 @@ import (
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 	"github.com/rbd-csi/rbd-csi/pkg/mapper"
+	"github.com/rbd-csi/rbd-csi/pkg/params"
 )
 
 // A Fixture is a mapper under test and what has to be done around it. Functions that are
@@ -36,9 +37,22 @@ type Fixture struct {
 	Refusing func(t *testing.T, bytes int64) (request mapper.Request, refuse func(device mapper.Device))
 	// Hold holds a device as a mount does, until release.
 	Hold func(t *testing.T, device mapper.Device) (release func())
-	// WrongKey and Powerless turn a request into that of a user who cannot
-	// authenticate, and of one who may connect and not open the image.
-	WrongKey, Powerless func(request mapper.Request) mapper.Request
+	// Stranger is a user with a key of its own who may connect and not open the image.
+	Stranger params.Credentials
+}
+
+// HoldDevice is Hold for a device of the kernel: it opens it exclusively.
+func HoldDevice(t *testing.T, device mapper.Device) (release func()) {
+	t.Helper()
+	file, err := os.OpenFile(device.Path, os.O_RDONLY|unix.O_EXCL, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := file.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // Suite tests what package mapper promises. Start is called for each test and registers
@@ -326,19 +340,23 @@ func goneIsNotFound(t *trial) {
 }
 
 func wrongKey(t *trial) {
-	if t.WrongKey == nil {
+	if !t.Stranger.Given() {
 		t.Skip("this mapper has no keys here")
 	}
-	_, err := t.Mapper.Map(t.ctx, t.WrongKey(t.Image(t.T, 8*mebibyte)))
+	request := t.Image(t.T, 8*mebibyte)
+	request.Access.Key = t.Stranger.Key
+	_, err := t.Mapper.Map(t.ctx, request)
 	t.kind("Map with a wrong key", err, fault.Unauthenticated)
 	t.nothingMapped()
 }
 
 func missingPermission(t *trial) {
-	if t.Powerless == nil {
+	if !t.Stranger.Given() {
 		t.Skip("this mapper has no users here")
 	}
-	_, err := t.Mapper.Map(t.ctx, t.Powerless(t.Image(t.T, 8*mebibyte)))
+	request := t.Image(t.T, 8*mebibyte)
+	request.Access.Credentials = t.Stranger
+	_, err := t.Mapper.Map(t.ctx, request)
 	t.kind("Map as a user without permission", err, fault.Denied)
 	t.nothingMapped()
 }
