@@ -1,9 +1,7 @@
 package krbd
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"regexp"
@@ -13,53 +11,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/rbd-csi/rbd-csi/pkg/fault"
+	"github.com/rbd-csi/rbd-csi/pkg/errand"
 )
 
-// Serve is the process that writes: it reads orders, carries them out at the same time and
-// tells the result of each as soon as there is one, and then reads the next orders, until there are none. A file
-// that came with the orders stays open until the last result is told, and with it the lock on it.
+// Serve is the process that writes; see [errand.Serve].
 func Serve(from io.Reader, to io.Writer) error {
-	for {
-		input, held := next(from)
-		if input == nil {
-			return nil
-		}
-		var orders []Order
-		err := json.NewDecoder(input).Decode(&orders)
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			// The decoder's own error could quote the input.
-			return fmt.Errorf("receive orders: they are not whole: %w", fault.Invalid)
-		}
-		if err := carryAllOut(orders, held, json.NewEncoder(to)); err != nil {
-			return err
-		}
-	}
-}
-
-// carryAllOut carries orders out. Whoever has the last result may have the lock's file closed.
-func carryAllOut(orders []Order, held int, to *json.Encoder) error {
-	results := make(chan Result)
-	for i, order := range orders {
-		go func() {
-			result := carryOut(order)
-			result.Index, result.Path = i, order.Path
-			clear(order.Key)
-			results <- result
-		}()
-	}
-	var failed error
-	for i := range orders {
-		result := <-results
-		if held >= 0 && i == len(orders)-1 {
-			_ = unix.Close(held)
-		}
-		failed = errors.Join(failed, to.Encode(result))
-	}
-	return failed
+	return errand.Serve(from, to, func(index int, order Order) Result {
+		defer clear(order.Key)
+		result := carryOut(order)
+		result.Index, result.Path = index, order.Path
+		return result
+	})
 }
 
 // carryOut carries one order out, in a thread that is its own: the keyring and the network

@@ -2,15 +2,14 @@ package krbd
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rbd-csi/rbd-csi/pkg/errand"
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 )
 
@@ -44,29 +43,20 @@ const (
 )
 
 // A Work is a process that carries orders out, all at the same time.
-type Work struct {
-	// Results has room for all, in the order in which they end. It is closed after the last one, or when the
-	// process has ended before and been waited for.
-	Results <-chan Result
-	// Kill ends the process if it still is at the orders. One that waits in the kernel may not end for a long time.
-	Kill func()
-}
+type Work = errand.Work[Result]
 
 // Start has a process carry orders out, which keeps the lock's file open until it has the last result; nil: there
 // is none. It is a seam for tests; the real one is that of [Command].
 type Start func(orders []Order, held *os.File) (Work, error)
 
-// receive passes results on, and reports whether all came.
-func receive(from io.Reader, results chan<- Result, all int) bool {
-	decoder := json.NewDecoder(from)
-	for range all {
-		var result Result
-		if decoder.Decode(&result) != nil {
-			return false
-		}
-		results <- result
+// Command returns a Start that runs a program, which has to call [Serve]:
+//
+//	Command("/proc/self/exe", "krbd")
+func Command(path string, arguments ...string) Start {
+	program := errand.New(path, arguments...)
+	return func(orders []Order, held *os.File) (Work, error) {
+		return errand.Start[Order, Result](program, orders, held)
 	}
-	return true
 }
 
 // errGivenUp is in the error of a call that ended without all results.
