@@ -52,7 +52,9 @@ func root() *cobra.Command {
 	klog.InitFlags(logging)
 	command.PersistentFlags().AddGoFlag(logging.Lookup("v"))
 	command.AddCommand(
-		controllerCommand(), nodeCommand(), workersCommand(), fuseCommand(), krbdCommand(), nbdCommand(), fencesCommand(), doctorCommand(), versionCommand(),
+		controllerCommand(), nodeCommand(),
+		workersCommand(), fuseCommand(), krbdCommand(), nbdCommand(), readerCommand(),
+		fencesCommand(), doctorCommand(), versionCommand(),
 	)
 	return command
 }

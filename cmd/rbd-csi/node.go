@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbd-csi/rbd-csi/pkg/errand"
 	"github.com/rbd-csi/rbd-csi/pkg/filesystem/linux"
 	"github.com/rbd-csi/rbd-csi/pkg/host"
 	"github.com/rbd-csi/rbd-csi/pkg/mapper"
@@ -89,7 +90,7 @@ func runNode(ctx context.Context, f nodeFlags) error {
 		Clusters: clusters,
 		Access:   directory.Access,
 		Mappers:  f.mappers(clusters),
-		Files:    linux.New(linux.Options{}),
+		Files:    linux.New(linux.Options{Reader: errand.New(selfPath, readerArgument)}),
 	})
 	service := &node.Service{Host: volumes, Node: id, MostVolumes: f.mostVolumes, Segments: f.segments}
 	return f.serve(ctx, server.Options{Node: service}, append(f.registration(), f.heal.part(f.driver, f.name, volumes)...)...)

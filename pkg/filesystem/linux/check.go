@@ -28,7 +28,8 @@ var fsckRuins = [...]string{"Bad magic number in super-block", "superblock is co
 // Check implements filesystem.Host.
 //
 // For ext4 it is `e2fsck -p`, which replays the journal, as mounting would, and looks
-// further only if the filesystem says of itself that it has errors. For xfs nothing is run:
+// further only if the filesystem says of itself that it has errors; where it would do neither it is
+// not started. For xfs nothing is run:
 // mounting replays the log, and xfs_repair must not come before that, for it refuses
 // a filesystem with a log to replay, and made to go on (-L) it throws away what was written last.
 func (h *Host) Check(ctx context.Context, device string, kind filesystem.Type) error {
@@ -40,11 +41,20 @@ func (h *Host) Check(ctx context.Context, device string, kind filesystem.Type) e
 	}
 	switch kind {
 	case filesystem.Ext4:
-		return h.e2fsck(ctx, device)
+		return h.checkExt4(ctx, device)
 	case filesystem.XFS:
 		return nil
 	}
 	return fmt.Errorf("check %s: filesystem %q: %w", device, kind, fault.Invalid)
+}
+
+// checkExt4 has e2fsck check what is not seen to be clean.
+func (h *Host) checkExt4(ctx context.Context, device string) error {
+	seen, err := h.read(ctx, device, Piece{0, frontSize})
+	if err != nil || clean(seen.Front) {
+		return err
+	}
+	return h.e2fsck(ctx, device)
 }
 
 func (h *Host) e2fsck(ctx context.Context, device string, flags ...string) error {

@@ -24,7 +24,7 @@ const (
 	grace = 100 * time.Millisecond
 	// pipeGrace is how long output is waited for after a child has ended.
 	pipeGrace = time.Second
-	// outputLimit is how many bytes of each stream are kept, unless the command says otherwise.
+	// outputLimit is how many bytes of each stream are kept.
 	outputLimit = 16 << 10
 	// wordsLimit is how many bytes of output an error repeats.
 	wordsLimit = 400
@@ -39,7 +39,6 @@ type command struct {
 	about    string // the device or the path that it may hang on
 	args     []string
 	terminal bool // give it a terminal that answers no to every question
-	limit    int  // bytes of output that are kept, 0 for outputLimit
 }
 
 func (c command) String() string { return strings.TrimSpace(c.tool + " " + c.about) }
@@ -80,20 +79,30 @@ func newChildren(limit int) *children {
 // the same tool hangs there from an earlier time. fault.Unsupported means that
 // the tool is not installed.
 func (c *children) run(ctx context.Context, cmd command) (result, error) {
-	if err := ctx.Err(); err != nil {
-		return result{}, fmt.Errorf("%s was not begun: %w", cmd, err)
-	}
 	path, err := find(cmd.tool)
 	if err != nil {
 		return result{}, err
 	}
-	if err := c.admit(cmd); err != nil {
+	end, err := c.attend(ctx, cmd, func(ctx context.Context) outcome { return cmd.live(ctx, path) })
+	if err != nil {
 		return result{}, err
 	}
+	return end.read(ctx, cmd)
+}
+
+// attend counts a child while it lives, which live is to see through to its end, however long that takes, and returns
+// that end; or, soon after ctx has ended, fault.Unknown.
+func (c *children) attend(ctx context.Context, cmd command, live func(ctx context.Context) outcome) (outcome, error) {
+	if err := ctx.Err(); err != nil {
+		return outcome{}, fmt.Errorf("%s was not begun: %w", cmd, err)
+	}
+	if err := c.admit(cmd); err != nil {
+		return outcome{}, err
+	}
 	begun := time.Now()
-	one := &child{cmd: cmd, path: path, ended: make(chan outcome, 1)}
+	one := &child{cmd: cmd, ended: make(chan outcome, 1)}
 	go func() {
-		one.live(ctx)
+		one.ended <- live(ctx)
 		c.bury(ctx, one)
 	}()
 
@@ -103,12 +112,12 @@ func (c *children) run(ctx context.Context, cmd command) (result, error) {
 	case <-ctx.Done():
 		if !c.await(one, &end) {
 			klog.FromContext(ctx).Info("Child process does not end", "command", cmd.String(), "since", begun)
-			return result{}, fmt.Errorf("%s hangs since %s and was given up on: %w: %w",
+			return outcome{}, fmt.Errorf("%s hangs since %s and was given up on: %w: %w",
 				cmd, begun.Format(time.TimeOnly), fault.Unknown, context.Cause(ctx))
 		}
 	}
 	klog.FromContext(ctx).V(4).Info("Ran", "command", cmd.String(), "took", time.Since(begun))
-	return end.read(ctx, cmd)
+	return end, nil
 }
 
 // find returns the path of a tool.
@@ -199,14 +208,13 @@ func (c *children) count() (running, stuck int) {
 // A child is one process.
 type child struct {
 	cmd   command
-	path  string
 	ended chan outcome // gets one outcome
 	stuck bool         // belongs to the lock of children
 }
 
 // An outcome is how a child ended.
 type outcome struct {
-	err         error // of exec
+	err         error // of exec, or of an errand
 	out, errors tape
 }
 
@@ -217,22 +225,22 @@ type outcome struct {
 // driver starts. The kernel ties that signal to the thread that made the child,
 // hence the locked thread. Its own process group keeps it from the signals that a
 // terminal sends to the driver, which ends its requests first.
-func (one *child) live(ctx context.Context) {
+func (c command) live(ctx context.Context, path string) outcome {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	end := outcome{out: newTape(one.cmd.limit), errors: newTape(0)}
-	process := exec.CommandContext(ctx, one.path, one.cmd.args...)
+	var end outcome
+	process := exec.CommandContext(ctx, path, c.args...)
 	process.Env = environment()
 	process.Dir = "/"
 	process.Stdout, process.Stderr = &end.out, &end.errors
 	process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	process.WaitDelay = pipeGrace
-	if one.cmd.terminal {
+	if c.terminal {
 		end.err = runInTerminal(process, &end.out)
 	} else {
 		end.err = process.Run()
 	}
-	one.ended <- end
+	return end
 }
 
 // environment is all that a tool gets to see of one. BLKID_FILE turns off libblkid's record of what

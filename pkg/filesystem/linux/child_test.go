@@ -55,11 +55,11 @@ func TestRunWithoutTool(t *testing.T) {
 }
 
 func TestRunBoundsOutput(t *testing.T) {
-	cmd := command{tool: "seq", args: []string{"1000000"}, limit: 100}
+	cmd := command{tool: "seq", args: []string{"1000000"}}
 	r, err := newChildren(1).run(t.Context(), cmd)
 	must(t, err)
-	if len(r.out) > 100+1+wordsLimit || !bytes.HasPrefix(r.out, []byte("1\n2\n")) || !bytes.HasSuffix(r.out, []byte("\n1000000\n")) {
-		t.Errorf("got %d bytes %q, want the first 100 and the last %d", len(r.out), r.out, wordsLimit)
+	if len(r.out) > outputLimit+1+wordsLimit || !bytes.HasPrefix(r.out, []byte("1\n2\n")) || !bytes.HasSuffix(r.out, []byte("\n1000000\n")) {
+		t.Errorf("got %d bytes %q, want the first %d and the last %d", len(r.out), r.out, outputLimit, wordsLimit)
 	}
 }
 

@@ -96,11 +96,15 @@ func (h *Host) roomy(device string, kind filesystem.Type) error {
 }
 
 // clear makes sure that nothing stands on a device: it refuses what it finds there, or
-// erases it when that is our own interrupted work.
+// erases it when that is our own interrupted work. One look is enough, because mkfs looks as well.
 func (h *Host) clear(ctx context.Context, device string, spec filesystem.Format) error {
-	found, err := h.Probe(ctx, device)
-	if err != nil || found.Empty() {
+	seen, err := h.look(ctx, device)
+	if err != nil {
 		return err
+	}
+	found := seen.signature
+	if found.Empty() {
+		return agree(seen, seen)
 	}
 	if !spec.Redo || found.UUID != spec.UUID {
 		return fmt.Errorf("it holds %s %s: %w", found.Type, found.UUID, fault.InUse)

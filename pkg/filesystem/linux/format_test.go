@@ -19,7 +19,7 @@ import (
 // TestToolsRefuse goes around all our own looking: the tools themselves must not write over anything.
 func TestToolsRefuse(t *testing.T) {
 	needRoot(t)
-	h := New(Options{})
+	h := newHost()
 	for _, there := range []filesystem.Type{filesystem.Ext4, filesystem.XFS} {
 		for _, over := range []filesystem.Type{filesystem.Ext4, filesystem.XFS} {
 			t.Run(string(over)+" over "+string(there), func(t *testing.T) {
@@ -35,7 +35,7 @@ func TestToolsRefuse(t *testing.T) {
 
 func TestFeatures(t *testing.T) {
 	needRoot(t)
-	h := New(Options{})
+	h := newHost()
 	device := newLoops(t).device(t, 64<<20)
 	must(t, h.Format(t.Context(), device, filesystem.Format{Type: filesystem.Ext4, UUID: someUUID, Zeroed: true}))
 	about := tool(t, "tune2fs", "-l", device)
@@ -76,7 +76,7 @@ func valueOf(list, name string) string {
 // TestZeroedWritesLittle is why Format.Zeroed exists: a thin volume stays thin.
 func TestZeroedWritesLittle(t *testing.T) {
 	needRoot(t)
-	h := New(Options{})
+	h := newHost()
 	used := map[bool]int64{}
 	for _, zeroed := range []bool{true, false} {
 		l := newLoops(t)
@@ -95,7 +95,7 @@ func TestZeroedWritesLittle(t *testing.T) {
 // and the filesystem has to be sound then.
 func TestInterruptedFormat(t *testing.T) {
 	needRoot(t)
-	h := New(Options{})
+	h := newHost()
 	for _, kind := range []filesystem.Type{filesystem.Ext4, filesystem.XFS} {
 		t.Run(string(kind), func(t *testing.T) {
 			device := newLoops(t).device(t, 2<<30)
@@ -128,7 +128,7 @@ func TestInterruptedFormat(t *testing.T) {
 
 func TestOptionsThatMakeNoFilesystem(t *testing.T) {
 	needRoot(t)
-	h := New(Options{})
+	h := newHost()
 	for _, options := range [][]string{{"-O", "nonsense"}, {"-E", "nonsense"}, {"-b", "77"}, {"-i", "1"}, {"-I", "77"}, {"-e", "x"}, {"-O", "journal_dev"}, {"-E", "offset=1048576"}} {
 		t.Run("ext4 "+strings.Join(options, " "), func(t *testing.T) {
 			err := h.Format(t.Context(), newLoops(t).device(t, 64<<20), filesystem.Format{Type: filesystem.Ext4, UUID: someUUID, Options: options})
@@ -175,7 +175,7 @@ func TestFsckKind(t *testing.T) {
 // crashed returns a device as it is after its node lost power: a copy of one that is being written.
 func crashed(t *testing.T, kind filesystem.Type) (h *Host, device string) {
 	needRoot(t)
-	h = New(Options{})
+	h = newHost()
 	l := newLoops(t)
 	live, path := l.device(t, 320<<20), filepath.Join(t.TempDir(), "target")
 	must(t, h.Format(t.Context(), live, filesystem.Format{Type: kind, UUID: someUUID, Zeroed: true}))
@@ -205,7 +205,7 @@ func TestCrash(t *testing.T) {
 
 func TestCheckFindsDamage(t *testing.T) {
 	needRoot(t)
-	h := New(Options{})
+	h := newHost()
 	format := func(t *testing.T) string {
 		device := newLoops(t).device(t, 64<<20)
 		must(t, h.Format(t.Context(), device, filesystem.Format{Type: filesystem.Ext4, UUID: someUUID}))

@@ -4,7 +4,6 @@ package linux
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -60,39 +59,16 @@ func (h *Host) Grow(ctx context.Context, device, path string, kind filesystem.Ty
 
 // fillsDevice reports whether an ext4 is as large as its device, to a block.
 func (h *Host) fillsDevice(ctx context.Context, device string) (bool, error) {
-	node, err := nodeNumber(device)
+	size, err := h.sizeOf(device)
 	if err != nil {
 		return false, err
 	}
-	size, err := deviceSize(node)
+	seen, err := h.read(ctx, device, Piece{0, frontSize})
 	if err != nil {
 		return false, err
 	}
-	const headLength = 4096 // a multiple of the sectors of every device, for O_DIRECT
-	head, err := h.read(ctx, device, 0, headLength)
-	if err != nil {
-		return false, err
-	}
-	blocks, blockSize := extSize(head)
+	blocks, blockSize := extSize(seen.Front)
 	return blocks > 0 && blocks == size/blockSize, nil
-}
-
-// extSize returns the number of blocks in the superblock of an ext4 and their size (struct ext4_super_block in
-// fs/ext4/ext4.h), none where there is no superblock. One that was resized a moment ago may say less than is true.
-func extSize(head []byte) (blocks, blockSize int64) {
-	const superblock, count, logSize, incompatible, countHigh, is64bit, mostLog = 1024, 0x04, 0x18, 0x60, 0x150, 0x80, 6
-	if magic(head) != filesystem.Ext4 || len(head) < superblock+1024 {
-		return 0, 1
-	}
-	field := func(at int) int64 { return int64(binary.LittleEndian.Uint32(head[superblock+at:])) }
-	if field(logSize) > mostLog {
-		return 0, 1
-	}
-	blocks = field(count)
-	if field(incompatible)&is64bit != 0 {
-		blocks |= field(countHigh) << 32
-	}
-	return blocks, 1024 << field(logSize)
 }
 
 // growUnmounted grows an ext4 that is not mounted. resize2fs wants it checked whole since it

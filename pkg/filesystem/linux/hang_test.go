@@ -163,7 +163,7 @@ func (h *Host) stuck() int { _, stuck := h.children.count(); return stuck }
 
 func TestProbeOfDeadDevice(t *testing.T) {
 	needRoot(t)
-	cluster, h := newCluster(t, 64<<20), New(Options{})
+	cluster, h := newCluster(t, 64<<20), newHost()
 	device := cluster.device(t)
 	wantSignature(t, h, device, filesystem.Signature{})
 	cluster.stop()
@@ -189,7 +189,7 @@ func TestProbeOfDeadDevice(t *testing.T) {
 
 func TestUnmountOfDeadDevice(t *testing.T) {
 	needRoot(t)
-	cluster, h := newCluster(t, 64<<20), New(Options{})
+	cluster, h := newCluster(t, 64<<20), newHost()
 	device, path := cluster.device(t), filepath.Join(t.TempDir(), "target")
 	must(t, h.Format(t.Context(), device, filesystem.Format{Type: filesystem.Ext4, UUID: someUUID, Zeroed: true}))
 	must(t, h.Mount(t.Context(), filesystem.Mount{Device: device, Path: path, Type: filesystem.Ext4}))
@@ -248,7 +248,7 @@ func TestFrozenFilesystem(t *testing.T) {
 
 func TestChildrenAreBounded(t *testing.T) {
 	needRoot(t)
-	cluster, h := newCluster(t, 64<<20), New(Options{Children: 2})
+	cluster, h := newCluster(t, 64<<20), New(Options{Children: 2, Reader: reader})
 	device := cluster.device(t)
 	cluster.stop()
 	for _, about := range []string{"one", "two"} {

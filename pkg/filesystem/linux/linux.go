@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"github.com/rbd-csi/rbd-csi/pkg/errand"
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 	"github.com/rbd-csi/rbd-csi/pkg/filesystem"
 )
@@ -19,6 +20,9 @@ type Options struct {
 	// Children bounds how many child processes there are at once, those that were
 	// given up on and have not ended yet included; 0 means DefaultChildren.
 	Children int
+	// Reader is the program that reads devices, in processes that count as children: one that
+	// calls [Serve].
+	Reader *errand.Program
 }
 
 // A Host is this node, seen from the mount namespace of the process. Its methods
@@ -28,6 +32,7 @@ type Options struct {
 // All paths of devices, targets and sources have to be absolute and clean.
 type Host struct {
 	children *children
+	reader   *errand.Program
 }
 
 var _ filesystem.Host = (*Host)(nil)
@@ -37,7 +42,7 @@ func New(o Options) *Host {
 	if o.Children <= 0 {
 		o.Children = DefaultChildren
 	}
-	return &Host{children: newChildren(o.Children)}
+	return &Host{children: newChildren(o.Children), reader: o.Reader}
 }
 
 // plain returns fault.Invalid unless a path is absolute, clean and not the root.

@@ -58,7 +58,7 @@ func TestBusyIsExplained(t *testing.T) {
 // is its too, because the one that it lies in is shared.
 func TestBusyElsewhere(t *testing.T) {
 	needRoot(t)
-	h, device, shared := New(Options{}), newLoops(t).device(t, 64<<20), t.TempDir()
+	h, device, shared := newHost(), newLoops(t).device(t, 64<<20), t.TempDir()
 	tool(t, "mount", "-t", "tmpfs", "tmpfs", shared)
 	t.Cleanup(func() { tool(t, "umount", shared) })
 	tool(t, "mount", "--make-shared", shared)
@@ -101,7 +101,7 @@ func TestGoneReadOnly(t *testing.T) {
 
 func TestWriteProtectedDevice(t *testing.T) {
 	needRoot(t)
-	h, l := New(Options{}), newLoops(t)
+	h, l := newHost(), newLoops(t)
 	device, path := l.device(t, 64<<20), filepath.Join(t.TempDir(), "target")
 	must(t, h.Format(t.Context(), device, filesystem.Format{Type: filesystem.Ext4, UUID: someUUID, Zeroed: true}))
 	protected := l.attach(t, l.files[device], "--read-only")
@@ -185,7 +185,7 @@ func TestBindPartOfAVolume(t *testing.T) {
 // TestDeviceOnAnotherDev has device nodes on a tmpfs, as containers have them in /dev.
 func TestDeviceOnAnotherDev(t *testing.T) {
 	needRoot(t)
-	h, device, folder := New(Options{}), newLoops(t).device(t, 64<<20), t.TempDir()
+	h, device, folder := newHost(), newLoops(t).device(t, 64<<20), t.TempDir()
 	tool(t, "mount", "-t", "tmpfs", "tmpfs", folder)
 	defer tool(t, "umount", folder)
 	node, err := nodeNumber(device)

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"strconv"
 	"strings"
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
@@ -15,11 +14,11 @@ import (
 
 const (
 	// headSize is how much of the beginning of a device is read. All that blkid knows begins
-	// in there, apart from what it looks for at the end.
-	headSize = 1 << 20
-	// tailSize is how much of the end is read. It is a multiple of every logical block
-	// size, which direct reads have to keep to.
-	tailSize = 4 << 10
+	// in there (the last to begin is VMFS, after 2 MiB), apart from what it looks for at the end.
+	headSize = 4 << 20
+	// tailSize is how much of the end is read: all that blkid looks for there lies in it (ZFS has labels
+	// in the last half MiB).
+	tailSize = 1 << 20
 )
 
 // Exit codes of blkid(8) with -p.
@@ -31,11 +30,13 @@ const (
 
 // Probe implements filesystem.Host.
 //
-// blkid alone is no witness of nothing: it answers "nothing" for a device that it cannot
+// An ext4 whose superblock has the right checksum is there: that needs no other witness. What
+// else is there blkid says. But it is no witness of nothing: it answers "nothing" for a device that it cannot
 // open or read, and filesystems with years of data have been formatted over for it.
-// So where it sees nothing both ends of the device are read, past the page cache, and
+// So where nothing is seen both ends of the device are read, past the page cache, and
 // all is done twice. Only if both times the same could be read and nothing was seen, and
-// the bytes themselves show no ext4 and no xfs, is the answer "nothing". What it sees is there: that needs no other witness.
+// the bytes themselves show no ext4 and no xfs, is the answer "nothing". Where blkid could
+// see only zeros it is not asked.
 func (h *Host) Probe(ctx context.Context, device string) (filesystem.Signature, error) {
 	if err := begin(ctx, device); err != nil {
 		return filesystem.Signature{}, err
@@ -54,82 +55,80 @@ func (h *Host) Probe(ctx context.Context, device string) (filesystem.Signature, 
 	return filesystem.Signature{}, nil
 }
 
-// A sight is what one look at a device showed.
-type sight struct {
-	head, tail []byte
-	signature  filesystem.Signature
+// A look is what was seen of a device once: a signature, or else both of its ends.
+type look struct {
+	signature filesystem.Signature
+	ends      Sight
 }
 
 // agree returns fault.Unavailable unless two looks both saw nothing in the same bytes.
-func agree(first, second sight) error {
+func agree(first, second look) error {
 	if first.signature != second.signature {
 		return fmt.Errorf("two looks saw %q and %q: %w", first.signature, second.signature, fault.Unavailable)
 	}
-	if !bytes.Equal(first.head, second.head) || !bytes.Equal(first.tail, second.tail) {
+	if !bytes.Equal(first.ends.Sum, second.ends.Sum) {
 		return fmt.Errorf("two looks read different data and saw no signature: %w", fault.Unavailable)
 	}
-	if kind := magic(second.head); kind != "" {
+	if kind := magic(second.ends.Front); kind != "" {
 		return fmt.Errorf("blkid sees nothing where the data has the magic number of %s: %w", kind, fault.Unavailable)
 	}
 	return nil
 }
 
 // magic returns the filesystem whose magic number stands where that filesystem has it.
-func magic(head []byte) filesystem.Type {
-	const extSuperblock, extMagic = 1024, 56
+func magic(front []byte) filesystem.Type {
 	switch {
-	case bytes.HasPrefix(head, []byte("XFSB")):
+	case bytes.HasPrefix(front, []byte("XFSB")):
 		return filesystem.XFS
-	case len(head) >= extSuperblock+extMagic+2 && head[extSuperblock+extMagic] == 0x53 && head[extSuperblock+extMagic+1] == 0xef:
+	case len(front) >= superblockAt+sMagic+2 && superblock(front[superblockAt:]).short(sMagic) == extMagic:
 		return filesystem.Ext4
 	}
 	return ""
 }
 
-// look asks blkid, and where that sees nothing reads both ends of the device.
-func (h *Host) look(ctx context.Context, device string) (sight, error) {
-	node, err := nodeNumber(device)
+// blank reports whether bytes are all zero.
+func blank(data []byte) bool { return len(bytes.TrimLeft(data, "\x00")) == 0 }
+
+// look reads the front of a device, and both ends where that shows no ext4. blkid is asked about what is not blank.
+func (h *Host) look(ctx context.Context, device string) (look, error) {
+	size, err := h.sizeOf(device)
 	if err != nil {
-		return sight{}, err
+		return look{}, err
 	}
-	size, err := deviceSize(node)
+	front, err := h.read(ctx, device, Piece{0, frontSize})
 	if err != nil {
-		return sight{}, err
+		return look{}, err
 	}
-	if size < tailSize {
-		return sight{}, fmt.Errorf("probe %s: it has %d bytes, is it connected: %w", device, size, fault.Unavailable)
+	if uuid, proven := provenExt4(front.Front); proven {
+		return look{signature: filesystem.Signature{Type: string(filesystem.Ext4), UUID: uuid}}, nil
 	}
-	var seen sight
-	if seen.signature, err = h.blkid(ctx, device); err != nil || !seen.signature.Empty() {
-		return seen, err
+	seen := look{}
+	if !front.Zeros {
+		if seen.signature, err = h.blkid(ctx, device); err != nil || !seen.signature.Empty() {
+			return seen, err
+		}
 	}
-	if seen.head, err = h.read(ctx, device, 0, min(size, headSize)); err != nil {
-		return sight{}, err
+	head, tail := min(size, headSize), min(size, tailSize)
+	if seen.ends, err = h.read(ctx, device, Piece{0, head}, Piece{size - tail, tail}); err != nil {
+		return look{}, err
 	}
-	if seen.tail, err = h.read(ctx, device, size-tailSize, tailSize); err != nil {
-		return sight{}, err
+	if front.Zeros && !seen.ends.Zeros {
+		seen.signature, err = h.blkid(ctx, device)
 	}
-	return seen, nil
+	return seen, err
 }
 
-// read reads a piece of a device, not more than headSize, with O_DIRECT: what the page
-// cache has says nothing about the device of this moment.
-func (h *Host) read(ctx context.Context, device string, offset, length int64) ([]byte, error) {
-	dd := command{tool: "dd", about: device, limit: headSize, args: []string{
-		"if=" + device, "iflag=direct,fullblock,skip_bytes", "status=none", "count=1",
-		"skip=" + strconv.FormatInt(offset, 10), "bs=" + strconv.FormatInt(length, 10),
-	}}
-	r, err := h.children.run(ctx, dd)
+// sizeOf returns the size of a device in bytes; fault.Unavailable if it is too small to be one that is connected.
+func (h *Host) sizeOf(device string) (int64, error) {
+	node, err := nodeNumber(device)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	if r.code != 0 {
-		return nil, fmt.Errorf("read %d bytes at %d: %w", length, offset, r.failed(dd, fault.Unavailable))
+	size, err := deviceSize(node)
+	if err == nil && size < frontSize {
+		err = fmt.Errorf("look at %s: it has %d bytes, is it connected: %w", device, size, fault.Unavailable)
 	}
-	if int64(len(r.out)) != length {
-		return nil, fmt.Errorf("read %s: %d of %d bytes at %d: %w", device, len(r.out), length, offset, fault.Unavailable)
-	}
-	return r.out, nil
+	return size, err
 }
 
 // blkid asks blkid(8) for signatures of every kind, not looking into its cache.

@@ -44,20 +44,20 @@ func TestAgree(t *testing.T) {
 	ext := make([]byte, 4096)
 	ext[1024+56], ext[1024+57] = 0x53, 0xef
 	xfs := append([]byte("XFSB"), zeros...)
+	at := func(front []byte) look { return look{ends: Sight{Front: front, Sum: front}} }
 	seen := filesystem.Signature{Type: "ext4", UUID: someUUID}
 	for _, c := range []struct {
 		name          string
-		first, second sight
+		first, second look
 		fails         bool
 	}{
-		{"nothing twice", sight{head: zeros, tail: zeros}, sight{head: zeros, tail: zeros}, false},
-		{"foreign data twice", sight{head: other, tail: zeros}, sight{head: other, tail: zeros}, false},
-		{"come", sight{}, sight{signature: seen}, true},
-		{"another beginning", sight{head: zeros}, sight{head: other}, true},
-		{"another end", sight{tail: zeros}, sight{tail: other}, true},
-		{"the number of ext4", sight{head: ext}, sight{head: ext}, true},
-		{"the number of xfs", sight{head: xfs}, sight{head: xfs}, true},
-		{"a short beginning", sight{head: []byte("XFS")}, sight{head: []byte("XFS")}, false},
+		{"nothing twice", at(zeros), at(zeros), false},
+		{"foreign data twice", at(other), at(other), false},
+		{"come", look{}, look{signature: seen}, true},
+		{"other data", at(zeros), at(other), true},
+		{"the number of ext4", at(ext), at(ext), true},
+		{"the number of xfs", at(xfs), at(xfs), true},
+		{"a short beginning", at([]byte("XFS")), at([]byte("XFS")), false},
 	} {
 		err := agree(c.first, c.second)
 		if (err != nil) != c.fails || err != nil && !fault.Is(err, fault.Unavailable) {
@@ -79,7 +79,7 @@ func writeAt(t *testing.T, device string, offset int64, data []byte) {
 
 func TestProbeForeign(t *testing.T) {
 	needRoot(t)
-	h := New(Options{})
+	h := newHost()
 	table := make([]byte, 512)
 	copy(table[446:], []byte{0x80, 0, 2, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 16, 0, 0}) // sectors 2048 to 6143
 	copy(table[510:], []byte{0x55, 0xaa})
@@ -95,9 +95,9 @@ func TestProbeForeign(t *testing.T) {
 		device, other := l.device(t, 64<<20), l.device(t, 320<<20)
 		must(t, h.Format(t.Context(), device, filesystem.Format{Type: filesystem.Ext4, UUID: someUUID}))
 		must(t, h.Format(t.Context(), other, filesystem.Format{Type: filesystem.XFS, UUID: someUUID}))
-		head, err := h.read(t.Context(), other, 0, 512)
+		seen, err := h.read(t.Context(), other, Piece{0, frontSize})
 		must(t, err)
-		writeAt(t, device, 0, head)
+		writeAt(t, device, 0, seen.Front[:512])
 		wantSignature(t, h, device, filesystem.Signature{Type: filesystem.Ambiguous})
 	})
 	t.Run("a superblock that is not whole", func(t *testing.T) {
@@ -105,6 +105,22 @@ func TestProbeForeign(t *testing.T) {
 		writeAt(t, device, 0, []byte("XFSB"))
 		_, err := h.Probe(t.Context(), device)
 		wantKind(t, err, fault.Unavailable)
+		err = h.Format(t.Context(), device, filesystem.Format{Type: filesystem.Ext4, UUID: someUUID})
+		wantKind(t, err, fault.Unavailable)
+	})
+	t.Run("one that begins further back", func(t *testing.T) {
+		device := newLoops(t).device(t, 64<<20)
+		writeAt(t, device, 32<<10, []byte("\x01CD001\x01")) // ISO 9660 has 16 free sectors of 2 KiB before it
+		wantSignature(t, h, device, filesystem.Signature{Type: "iso9660"})
+		err := h.Format(t.Context(), device, filesystem.Format{Type: filesystem.Ext4, UUID: someUUID})
+		wantKind(t, err, fault.InUse)
+	})
+	t.Run("data without a signature", func(t *testing.T) {
+		device := newLoops(t).device(t, 64<<20)
+		for _, offset := range []int64{64 << 10, 0, 64<<20 - 512} {
+			writeAt(t, device, offset, []byte("data"))
+			wantSignature(t, h, device, filesystem.Signature{})
+		}
 	})
 	t.Run("through a symbolic link", func(t *testing.T) {
 		device, link := newLoops(t).device(t, 64<<20), filepath.Join(t.TempDir(), "link")

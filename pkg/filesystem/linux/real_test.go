@@ -12,9 +12,27 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rbd-csi/rbd-csi/pkg/errand"
 	"github.com/rbd-csi/rbd-csi/pkg/filesystem"
 	"github.com/rbd-csi/rbd-csi/pkg/filesystem/filesystemtest"
 )
+
+// The test's program is also the one that reads devices.
+const readerArgument = "device-reader"
+
+var reader = errand.New("/proc/self/exe", readerArgument)
+
+func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == readerArgument {
+		if err := Serve(os.Stdin, os.Stdout); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func newHost() *Host { return New(Options{Reader: reader}) }
 
 // needRoot skips a test that cannot do without loop devices and mounts.
 func needRoot(t *testing.T) {
@@ -77,7 +95,7 @@ func (l *loops) attach(t *testing.T, file string, options ...string) string {
 	l.files[device] = file
 	ctx := context.WithoutCancel(t.Context())
 	t.Cleanup(func() {
-		points, err := New(Options{}).Uses(ctx, device)
+		points, err := newHost().Uses(ctx, device)
 		if err != nil {
 			t.Error(err)
 		}
@@ -112,7 +130,7 @@ func fixture(t *testing.T) filesystemtest.Fixture {
 		noGrow = "the process lacks CAP_SYS_RESOURCE, which the kernel asks for"
 	}
 	return filesystemtest.Fixture{
-		Host:       New(Options{}),
+		Host:       newHost(),
 		Device:     l.device,
 		NoExt4Grow: noGrow,
 		Copy: func(t *testing.T, device string) string {
@@ -158,7 +176,7 @@ func TestSuite(t *testing.T) {
 func mountedExt4(t *testing.T) (h *Host, device, path string) {
 	t.Helper()
 	needRoot(t)
-	h, device, path = New(Options{}), newLoops(t).device(t, 64<<20), filepath.Join(t.TempDir(), "target")
+	h, device, path = newHost(), newLoops(t).device(t, 64<<20), filepath.Join(t.TempDir(), "target")
 	must(t, h.Format(t.Context(), device, filesystem.Format{Type: filesystem.Ext4, UUID: someUUID, Zeroed: true}))
 	must(t, h.Mount(t.Context(), filesystem.Mount{Device: device, Path: path, Type: filesystem.Ext4}))
 	return h, device, path

@@ -73,21 +73,11 @@ func shorten(line string) string {
 }
 
 // A tape keeps the beginning and the end of what is written to it.
-type tape struct {
-	limit      int
-	head, tail []byte
-}
-
-func newTape(limit int) tape {
-	if limit == 0 {
-		limit = outputLimit
-	}
-	return tape{limit: limit}
-}
+type tape struct{ head, tail []byte }
 
 // Write implements io.Writer; it never fails, so a talkative tool is not disturbed.
 func (t *tape) Write(p []byte) (int, error) {
-	n := min(len(p), t.limit-len(t.head))
+	n := min(len(p), outputLimit-len(t.head))
 	t.head = append(t.head, p[:n]...)
 	t.tail = append(t.tail, p[n:]...)
 	if over := len(t.tail) - wordsLimit; over > 0 {
