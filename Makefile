@@ -77,8 +77,8 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo demo-down quick quick-down
-demo: build/demo ## show a StatefulSet's life on a real Kubernetes and a real Ceph, and leave them running
-	@test/setup.sh kube
+demo: ## show a StatefulSet's life on a real Kubernetes and a real Ceph, and leave them running
+	@$(MAKE) -j2 setup-kube build/demo
 	@build/demo -version '$(VERSION)'
 demo-down: build/demo ## take down what the demo left running
 	@build/demo -down
@@ -88,9 +88,11 @@ quick: ## show the driver at work on a real Ceph without Kubernetes (three minut
 	@build/quick -binary $(BINARY)
 # Packages are downloaded and unpacked on one processor while the other one compiles: first what needs no C compiler, then
 # driver and demo, one after the other, because two compilers at once would both compile what the two share.
-.PHONY: setup-build quick-begun quick-parts
+.PHONY: setup-build setup-kube quick-begun quick-parts
 setup-build:
 	@test/setup.sh build
+setup-kube:
+	@test/setup.sh kube
 quick-begun:
 	@$(COMPILE) $$(CGO_ENABLED=1 $(GO) list -deps -f \
 	  '{{$$c := len .CgoFiles}}{{range .Deps}}{{if eq . "runtime/cgo"}}{{$$c = 1}}{{end}}{{end}}{{if not $$c}}{{.ImportPath}}{{end}}' ./cmd/rbd-csi ./test/demo)
