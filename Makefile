@@ -239,7 +239,7 @@ crash: setup build ## kill -9 controllers and nodes at random moments while volu
 FAULTS = 100
 faults: setup build crash ## crash, and then freeze, kill and starve clients and daemons under volumes in use; print what was tried (FAULTS=PERCENT[:SEED])
 	@RBD_CSI_BINARY=$(abspath $(BINARY)) RBD_CSI_FAULTS='$(FAULTS)' CGO_ENABLED=0 \
-	  $(GO) test -count=1 -v -timeout 120m -run 'TestFaults|TestSilentCluster' ./test/node
+	  $(GO) test -count=1 -v -timeout 120m -parallel 3 -run 'TestFaults|TestSilentCluster' ./test/node
 bench: setup build build/bench ## count RADOS operations for each request and measure rates, beside librbd's bare minimum
 	@build/bench -binary $(BINARY)
 budgets: setup build build/bench ## check the counted operations against their budgets

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -369,7 +370,7 @@ func (m *Machine) killedInFormat(t *testing.T, kind string) {
 	go func() { staged <- m.Node.Stage(ctx, v.Volume, v.attached) }()
 	seen := false
 	for !seen && len(staged) == 0 {
-		seen = formats(kind)
+		seen = m.formats(kind)
 	}
 	check(t, m.Node.Kill())
 	<-staged
@@ -378,12 +379,15 @@ func (m *Machine) killedInFormat(t *testing.T, kind string) {
 	v.lives(t)
 }
 
-// formats reports whether a mkfs of that kind runs.
-func formats(kind string) bool {
-	names, _ := filepath.Glob("/proc/[0-9]*/comm")
-	return slices.ContainsFunc(names, func(path string) bool {
-		name, err := os.ReadFile(path)
-		return err == nil && strings.TrimSpace(string(name)) == "mkfs."+kind
+// formats reports whether the node has a mkfs of that kind at work.
+func (m *Machine) formats(kind string) bool {
+	tools, _ := filepath.Glob("/proc/[0-9]*/stat")
+	begin := fmt.Sprintf("(mkfs.%s) ", kind)
+	return slices.ContainsFunc(tools, func(path string) bool {
+		line, err := os.ReadFile(path) // PID (NAME) STATE PARENT, see proc_pid_stat(5)
+		_, rest, named := strings.Cut(string(line), begin)
+		fields := strings.Fields(rest)
+		return err == nil && named && len(fields) > 1 && fields[1] == strconv.Itoa(m.Node.PID())
 	})
 }
 
