@@ -138,7 +138,7 @@ ceph: setup build/ceph-folder ## start a real Ceph in build/ceph and say how to 
 ceph-down: build/ceph-folder ## stop it and remove the folder
 	@build/ceph-folder down
 
-.PHONY: kube kube-down kube-parts kube-test kube-nodes-test e2e
+.PHONY: kube kube-down kube-parts kube-test kube-nodes-test e2e e2e-nodes
 kube: kube-parts build/lab $(if $(NODES),kernel-parts) ## start Ceph, Kubernetes and the driver in its pods, and say how to look around; NODES=2: on nodes that can be lost
 	@build/lab up $(if $(NODES),-guests $(NODES))
 kube-down: build/lab ## take that down
@@ -152,6 +152,12 @@ e2e: kube-test build/lab ## the same, and then Kubernetes' own storage suite (FO
 	@build/kube/kube images -suite
 	@build/lab up
 	@build/kube/kube e2e -testdriver test/kube/suite/testdriver.yaml $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)')
+	@build/lab down
+e2e-nodes: kube-parts kernel-parts build/lab ## the specs of that suite that want two nodes, on nodes in small virtual kernels with krbd
+	@build/kube/kube build -suite
+	@build/kube/kube images -suite
+	@build/lab up -guests 2
+	@build/kube/kube e2e -testdriver test/kube/suite/testdriver.yaml -focus 'recreation on different node' -procs 1
 	@build/lab down
 # Kubernetes takes ten minutes to build on two cores when nothing is in the caches, and then seconds.
 kube-parts: build/kube/kube build/helm

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -127,7 +126,7 @@ func (h *Host) read(ctx context.Context, device string, pieces ...Piece) (Sight,
 
 // runErrand has one order carried out, and returns when the process is done with it or has ended, however long that takes.
 func runErrand(ctx context.Context, program *errand.Program, order Reading) (Sight, error) {
-	work, err := errand.Start[Reading, Sight](program, []Reading{order}, (*os.File)(nil))
+	work, err := errand.Start[Reading, Sight](program, []Reading{order}, nil)
 	if err != nil {
 		return Sight{}, err
 	}
