@@ -3,16 +3,13 @@
 package worker
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/ceph/go-ceph/rados"
-	"github.com/ceph/go-ceph/rbd"
 	"golang.org/x/sys/unix"
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
@@ -23,9 +20,9 @@ import (
 // cephImage is an open image of librbd with the connection that is its alone, so that
 // the cluster can shut this one device out.
 type cephImage struct {
+	librbdImage
 	connection *rados.Conn
 	pool       *rados.IOContext
-	image      *rbd.Image
 	header     string // the name of the header object
 }
 
@@ -46,7 +43,7 @@ func openImage(order fuse.Order, at *step) (opened, error) {
 		return opened{}, err
 	}
 	at.set("open image " + order.Target.Image.String())
-	image, err := openByID(pool, order)
+	image, err := openOrdered(pool, order)
 	if err != nil {
 		return opened{}, err
 	}
@@ -59,7 +56,7 @@ func openImage(order fuse.Order, at *step) (opened, error) {
 		return opened{}, err
 	}
 	header := "rbd_header." + order.Target.ImageID
-	return opened{&cephImage{connection, pool, image, header}, client}, nil
+	return opened{&cephImage{image, connection, pool, header}, client}, nil
 }
 
 // settings are those of librados and librbd that hold whatever ceph.conf says.
@@ -175,19 +172,16 @@ func openPool(connection *rados.Conn, order fuse.Order) (*rados.IOContext, error
 	return pool, nil
 }
 
-func openByID(pool *rados.IOContext, order fuse.Order) (*rbd.Image, error) {
-	open := rbd.OpenImageById
-	if order.ReadOnly {
-		open = rbd.OpenImageByIdReadOnly
-	}
-	image, err := open(pool, order.Target.ImageID, rbd.NoSnapshot)
+// openOrdered opens the image of an order, and makes sure that it is that one.
+func openOrdered(pool *rados.IOContext, order fuse.Order) (librbdImage, error) {
+	image, err := openByID(pool, order.Target.ImageID, order.ReadOnly)
 	if err != nil {
-		return nil, fmt.Errorf("open image %s, ID %s: %w: %w",
+		return librbdImage{}, fmt.Errorf("open image %s, ID %s: %w: %w",
 			order.Target.Image, order.Target.ImageID, kindOf(err, openKinds), err)
 	}
-	id, err := image.GetId()
+	id, err := image.id()
 	if err != nil || id != order.Target.ImageID {
-		return nil, fmt.Errorf("open image %s: it has the ID %q and %q is wanted: %w: %w",
+		return librbdImage{}, fmt.Errorf("open image %s: it has the ID %q and %q is wanted: %w: %w",
 			order.Target.Image, id, order.Target.ImageID, fault.Unavailable, err)
 	}
 	return image, nil
@@ -200,40 +194,6 @@ func kindOf(err error, kinds map[unix.Errno]fault.Kind) fault.Kind {
 	return fault.Unavailable
 }
 
-// ReadAt reads, less than was asked for at the end of the image (rbd_read).
-func (c *cephImage) ReadAt(data []byte, offset int64) (int, error) {
-	n, err := c.image.ReadAt(data, offset)
-	if errors.Is(err, io.EOF) {
-		err = nil
-	}
-	return n, err
-}
-
-// WriteAt writes (rbd_write).
-func (c *cephImage) WriteAt(data []byte, offset int64) (int, error) {
-	return c.image.WriteAt(data, offset)
-}
-
-// zeros is what Zero has librbd repeat.
-var zeros = [1]byte{}
-
-// Zero is rbd_writesame with zeros, which librbd turns into rbd_write_zeroes, for which
-// go-ceph has no call. rbd_discard would not do: it leaves out what is smaller than
-// rbd_discard_granularity_bytes, which cannot be less than 4096.
-func (c *cephImage) Zero(offset, length int64) error {
-	_, err := c.image.WriteSame(uint64(offset), uint64(length), zeros[:], 0)
-	return err
-}
-
-// Flush waits until all that was written is on the cluster (rbd_flush).
-func (c *cephImage) Flush() error { return c.image.Flush() }
-
-// Size is the image's present size (rbd_get_size).
-func (c *cephImage) Size() (int64, error) {
-	size, err := c.image.GetSize()
-	return int64(size), err
-}
-
 // Probe looks at the image's header object (rados_stat): one operation.
 func (c *cephImage) Probe() error {
 	_, err := c.pool.Stat(c.header)
@@ -242,7 +202,7 @@ func (c *cephImage) Probe() error {
 
 // Close closes the image (rbd_close) and the connection.
 func (c *cephImage) Close() error {
-	err := c.image.Close()
+	err := c.close()
 	c.pool.Destroy()
 	c.connection.Shutdown()
 	return err

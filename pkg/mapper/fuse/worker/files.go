@@ -40,8 +40,8 @@ const discardGranularity = 64 << 10
 const forever = 24 * time.Hour
 
 // files is the file system of a worker: three files in one directory. Requests come from
-// several goroutines at once, and each that reaches librbd blocks its thread until it
-// is answered; the kernel bounds how many there are.
+// several goroutines at once, and each that reaches librbd waits until it is answered,
+// reads and writes without a thread; the kernel bounds how many there are.
 type files struct {
 	gofuse.RawFileSystem // answers ENOSYS to all that is not here
 	disk                 *disk
