@@ -22,6 +22,9 @@ mount -t hostfs none "$LOGS" -o "$LOGS"
 sed '/^model name/a cpu MHz\t\t: 1000.000' /proc/cpuinfo >/run/cpuinfo
 mount --bind /run/cpuinfo /proc/cpuinfo
 
+# For as long as a pod has a raw block volume, the kubelet keeps a loop device over it.
+modprobe loop
+
 # Pods are neighbours of the machine and of the other guests: the guest's interface becomes a part of the bridge that they are
 # connected to, and the bridge has the guest's address. It takes the hardware address, too, by which the neighbours know it.
 modprobe -a bridge veth
