@@ -66,6 +66,27 @@ func TestAgree(t *testing.T) {
 	}
 }
 
+// Whatever is in one of the pieces, the last included, makes it another sight, and none that is blank.
+func TestSightIsOfAllPieces(t *testing.T) {
+	needRoot(t)
+	h, device := newHost(), newLoops(t).device(t, 64<<20)
+	ends := []Piece{{0, headSize}, {64<<20 - tailSize, tailSize}}
+	before, err := h.read(t.Context(), device, ends...)
+	must(t, err)
+	if !before.Zeros || !blank(before.Front) || len(before.Front) != frontSize {
+		t.Errorf("a blank device: got %+v, want zeros", before)
+	}
+	for _, offset := range []int64{0, headSize - 512, 64<<20 - tailSize, 64<<20 - 512} {
+		writeAt(t, device, offset, []byte("data"))
+		after, err := h.read(t.Context(), device, ends...)
+		must(t, err)
+		if after.Zeros || bytes.Equal(after.Sum, before.Sum) {
+			t.Errorf("data at %d: got the sum %x and zeros %t, want another sum and none", offset, after.Sum, after.Zeros)
+		}
+		writeAt(t, device, offset, make([]byte, 4))
+	}
+}
+
 // writeAt writes to the beginning of a device past a filesystem that may be there.
 func writeAt(t *testing.T, device string, offset int64, data []byte) {
 	t.Helper()
