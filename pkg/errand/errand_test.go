@@ -3,6 +3,7 @@ package errand
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,21 +12,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rbd-csi/rbd-csi/pkg/errand/errandtest"
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 )
 
 // The test's program is also the one that runs errands: it reads files, and says what is in them.
 const argument = "errand"
 
-func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == argument {
-		if err := Serve(os.Stdin, os.Stdout, readFile); err != nil {
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { errandtest.Main(m, argument, serve) }
+
+func serve(from io.Reader, to io.Writer) error { return Serve(from, to, readFile) }
 
 type answer struct {
 	Index         int
@@ -203,7 +199,7 @@ func TestWorkWaitsForTheBusyProcess(t *testing.T) {
 
 func TestServeRefuses(t *testing.T) {
 	var output bytes.Buffer
-	err := Serve(strings.NewReader(`["c2VjcmV0`), &output, readFile)
+	err := serve(strings.NewReader(`["c2VjcmV0`), &output)
 	if !fault.Is(err, fault.Invalid) {
 		t.Errorf("Serve: got %v, want fault.Invalid", err)
 	}

@@ -12,7 +12,8 @@ const table = `
 core                          | imports                                                      | libraries                               | in tests also
 pkg/fault                     |                                                              |                                         |
 pkg/step                      |                                                              |                                         |
-pkg/errand                    | fault                                                        | sys                                     |
+pkg/errand                    | fault                                                        | sys                                     | errand/errandtest
+pkg/errand/errandtest         |                                                              |                                         |
 pkg/volid                     | fault                                                        |                                         |
 pkg/params                    | fault volid                                                  |                                         |
 pkg/access                    | fault                                                        | csi                                     |
@@ -31,10 +32,10 @@ pkg/mapper/mappertest         | cluster fault mapper params volid               
 pkg/mapper/fuse               | cluster fault mapper params step volid                       | klog mountinfo sys                      | go-ceph mapper/fuse/launcher mapper/fuse/worker mapper/mappertest test/ceph
 pkg/mapper/fuse/launcher      | fault mapper/fuse                                            | klog sys                                | mapper params volid
 pkg/mapper/fuse/worker        | fault mapper mapper/fuse                                     | C go-ceph go-fuse klog sys              | params test/ceph volid
-pkg/mapper/krbd               | cluster errand fault mapper params volid                     | klog mountinfo sys                      | mapper/mappertest
+pkg/mapper/krbd               | cluster errand fault mapper params volid                     | klog mountinfo sys                      | errand/errandtest mapper/mappertest
 pkg/mapper/nbd                | cluster fault mapper params volid                            | klog sys                                | mapper/mappertest
 pkg/filesystem/filesystemtest | fault filesystem                                             |                                         |
-pkg/filesystem/linux          | errand fault filesystem step                                 | klog mountinfo sys                      | filesystem/filesystemtest go-fuse
+pkg/filesystem/linux          | errand fault filesystem step                                 | klog mountinfo sys                      | errand/errandtest filesystem/filesystemtest go-fuse
 
 policy                        | imports                                                      | libraries                               | in tests also
 pkg/image                     | fault params rbd volid                                       |                                         |

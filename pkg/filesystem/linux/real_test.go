@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/rbd-csi/rbd-csi/pkg/errand"
+	"github.com/rbd-csi/rbd-csi/pkg/errand/errandtest"
 	"github.com/rbd-csi/rbd-csi/pkg/filesystem"
 	"github.com/rbd-csi/rbd-csi/pkg/filesystem/filesystemtest"
 )
@@ -22,15 +23,7 @@ const readerArgument = "device-reader"
 
 var reader = errand.New("/proc/self/exe", readerArgument)
 
-func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == readerArgument {
-		if err := Serve(os.Stdin, os.Stdout); err != nil {
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { errandtest.Main(m, readerArgument, Serve) }
 
 func newHost() *Host { return New(Options{Reader: reader}) }
 

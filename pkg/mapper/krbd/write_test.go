@@ -11,21 +11,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rbd-csi/rbd-csi/pkg/errand/errandtest"
 	"github.com/rbd-csi/rbd-csi/pkg/params"
 )
 
 // The test's program is also the one that writes.
 const writerArgument = "krbd-writer"
 
-func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == writerArgument {
-		if err := Serve(os.Stdin, os.Stdout); err != nil {
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { errandtest.Main(m, writerArgument, Serve) }
 
 func secret(text string) params.Secret { return params.NewSecret(text) }
 
