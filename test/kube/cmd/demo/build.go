@@ -25,7 +25,7 @@ const (
 	// release is the release of Debian whose libraries the driver's image has.
 	release = "forky"
 	// usualHelm and usualImage are how long these take on two cores, when nothing is there.
-	usualHelm  = 2 * time.Minute
+	usualHelm  = time.Minute // after Kubernetes, of whose modules it is made
 	usualImage = 6 * time.Minute
 )
 
@@ -104,9 +104,9 @@ func (o options) buildKubernetes(ctx context.Context, out io.Writer) error {
 
 // buildHelm builds the command from the module of the chart's tests. Debuggers' data are left out.
 func (o options) buildHelm(ctx context.Context) error {
-	compile := exec.CommandContext(ctx, "nice", build.GoTool(), "build", "-ldflags=-s -w", "-o", o.helm(), "helm.sh/helm/v4/cmd/helm")
+	compile := exec.CommandContext(ctx, "nice", build.GoTool(), "build", "-p", build.AtOnce, "-ldflags=-s -w", "-o", o.helm(), "helm.sh/helm/v4/cmd/helm")
 	compile.Dir = filepath.Join(o.top(), "test", "chart")
-	compile.Env = append(os.Environ(), "CGO_ENABLED=0", "GOGC=400")
+	compile.Env = append(build.Environment(), "CGO_ENABLED=0")
 	said, err := compile.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("build Helm: %w: %s", err, tail(string(said), 20))
