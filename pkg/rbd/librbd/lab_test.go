@@ -154,10 +154,11 @@ func (l *lab) open(t *testing.T, place volid.Pool) *pool {
 	return opened.(*pool)
 }
 
-// until waits for a condition and fails the test with what otherwise is the case.
+// until waits for a condition and fails the test with what otherwise is the case. It waits for
+// longer than librbd does before it asks for a lock again, see member.lock.
 func until(t *testing.T, condition func() bool, otherwise func() string) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !condition(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal(otherwise())
 		}

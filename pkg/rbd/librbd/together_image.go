@@ -99,7 +99,10 @@ func (m *member) close() error {
 // the lock before it looks how much there is to write (exclusive_lock::ImageDispatch::write),
 // and gives it up when another client asks for it. rbd_lock_acquire would refuse
 // the others (exclusive_lock::StandardPolicy), and their writes would fail. It
-// waits until the present owner has written what it had under way, or is dead.
+// waits until the present owner has written what it had under way, or is dead. When
+// the owner gives the lock up and takes it back so quickly that librbd misses it, librbd asks again
+// only after 30 seconds (rbd_request_timed_out_seconds); the other images do not wait for
+// that, see longestHold.
 //
 // With the lock, no snapshot of another client's is under way, and not before that librbd is told
 // that we want to be asked: who begins to watch while one is, misses the question,

@@ -112,16 +112,16 @@ func (m *member) take(r *round) error {
 	return err
 }
 
-// over waits, and reports whether the round was decided meanwhile.
+// over waits, and reports whether the round was decided before or meanwhile. A member that
+// took a decided round for one that goes on would be ready in it a second time.
 func (r *round) over(d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-r.decided:
-		return true
 	case <-timer.C:
-		return false
 	}
+	return closed(r.decided)
 }
 
 // try takes the lock and then the snapshot.

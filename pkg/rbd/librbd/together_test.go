@@ -436,6 +436,20 @@ func TestTogetherOutcomes(t *testing.T) {
 	}
 }
 
+// TestTogetherRoundIsOver looks at a decided round just when the wait for it ends too.
+func TestTogetherRoundIsOver(t *testing.T) {
+	r := newRound(1)
+	if r.over(0) {
+		t.Error("undecided: got over, want not")
+	}
+	close(r.decided)
+	for range 100_000 {
+		if !r.over(0) {
+			t.Fatal("decided: got not over, want over")
+		}
+	}
+}
+
 // TestTogetherRefuses asks for what cannot be had: nothing may be taken, nothing be left.
 func TestTogetherRefuses(t *testing.T) {
 	l := newLab(t)
