@@ -45,12 +45,17 @@ func (w *worker) failed() error {
 		return fmt.Errorf("the monitors refuse the user or the key (%s says: %s): %w", bin, said, fault.Unauthenticated)
 	}
 	// The last number is nearest to what was asked; those before it can be of what librbd went on after.
-	found := number.FindAllStringSubmatch(said, -1)
-	if len(found) == 0 {
+	var errno unix.Errno
+	switch found := number.FindAllStringSubmatch(said, -1); {
+	case len(found) > 0:
+		last, _ := strconv.Atoi(found[len(found)-1][1])
+		errno = unix.Errno(last)
+	case strings.Contains(said, "failed to fetch mon config"): // all that it says at the end of client_mount_timeout
+		errno = unix.ETIMEDOUT
+	default:
 		return fmt.Errorf("%s ended, %s (it says: %s): %w", bin, w.server.command.ProcessState, said, fault.Unavailable)
 	}
-	errno, _ := strconv.Atoi(found[len(found)-1][1])
-	meaning, ok := kinds[unix.Errno(errno)]
+	meaning, ok := kinds[errno]
 	if !ok {
 		meaning.kind, meaning.text = fault.Unavailable, bin+" answers an error"
 	}

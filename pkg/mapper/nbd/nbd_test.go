@@ -142,20 +142,22 @@ func TestFailed(t *testing.T) {
 	tests := []struct {
 		name, said string
 		kind       fault.Kind
+		want       string // in the error
 	}{
-		{"no image", "rbd-nbd: failed to map, status: (2) No such file or directory", fault.NotFound},
-		{"wrong key", "-1 monclient(hunting): handle_auth_bad_method server allowed_methods [2] but i only support [2,1]\nfailed to fetch mon config (--no-mon-config to skip)", fault.Unauthenticated},
-		{"no permission", "rbd: error opening image pvc-1: (1) Operation not permitted", fault.Denied},
-		{"an option", "rbd-nbd: unknown args: --rbd_qos_x=1", fault.Invalid},
-		{"something else", "terminate called", fault.Unavailable},
-		{"its key", "it has " + testKey, fault.Unavailable},
+		{"no image", "rbd-nbd: failed to map, status: (2) No such file or directory", fault.NotFound, "gone"},
+		{"wrong key", "-1 monclient(hunting): handle_auth_bad_method server allowed_methods [2] but i only support [2,1]\nfailed to fetch mon config (--no-mon-config to skip)", fault.Unauthenticated, "refuse"},
+		{"silence", "failed to fetch mon config (--no-mon-config to skip)", fault.Unavailable, "the cluster did not answer"},
+		{"no permission", "rbd: error opening image pvc-1: (1) Operation not permitted", fault.Denied, "may not open"},
+		{"an option", "rbd-nbd: unknown args: --rbd_qos_x=1", fault.Invalid, "one of the options"},
+		{"something else", "terminate called", fault.Unavailable, "ended"},
+		{"its key", "it has " + testKey, fault.Unavailable, "(key)"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			w := &worker{order: order(), server: &server{command: exec.Command("true"), errors: &tail{}}}
 			_, _ = w.server.errors.Write([]byte(test.said))
 			err := w.failed()
-			wantKind(t, "failed", err, test.kind)
+			wantKind(t, "failed", err, test.kind, test.want)
 			if strings.Contains(err.Error(), testKey) {
 				t.Errorf("failed: got the key in %v", err)
 			}
