@@ -171,10 +171,31 @@ func (p *results) failures() string {
 	slices.Sort(tests)
 	var all strings.Builder
 	for _, test := range slices.Compact(tests) {
-		all.WriteString(p.text(test))
+		all.WriteString(ofOurs(p.text(test)))
 	}
 	return all.String()
 }
+
+// ofOurs leaves out the goroutines that run nothing of this repository. When a test hangs, these are most of what the process
+// writes when it is ended, and what reads the output may keep its beginning alone.
+func ofOurs(output string) string {
+	var kept []string
+	left := 0
+	for block := range strings.SplitSeq(output, "\n\n") {
+		if strings.HasPrefix(block, "goroutine ") && !strings.Contains(block, module) {
+			left++
+			continue
+		}
+		kept = append(kept, block)
+	}
+	if left == 0 {
+		return output
+	}
+	return fmt.Sprintf("%s\n(%d more goroutines, which run nothing of %s)\n", strings.Join(kept, "\n\n"), left, strings.TrimSuffix(module, "/"))
+}
+
+// module begins the import paths of this repository.
+const module = "github.com/rbd-csi/rbd-csi/"
 
 // summary writes what was skipped and why, and the counts. It reports whether all
 // is well.
@@ -203,7 +224,7 @@ func (r *report) summary() bool {
 
 // short returns a package's path below the module.
 func short(name string) string {
-	return strings.TrimPrefix(name, "github.com/rbd-csi/rbd-csi/")
+	return strings.TrimPrefix(name, module)
 }
 
 var (

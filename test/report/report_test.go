@@ -72,6 +72,15 @@ func TestReport(t *testing.T) {
 			want: []string{"panic: boom\n", "Failed: p\n"},
 		},
 		{
+			name: "a process that hung shows who waits in this repository",
+			stream: `{"Action":"output","Package":"p","Test":"TestB","Output":"panic: test timed out\n\ngoroutine 1 [chan receive]:\ntesting.(*T).Run()\n\n"}` + "\n" +
+				`{"Action":"output","Package":"p","Test":"TestB","Output":"goroutine 7 [chan send]:\ngithub.com/rbd-csi/rbd-csi/pkg/x.Do()\n\n"}` + "\n" +
+				`{"Action":"output","Package":"p","Test":"TestB","Output":"goroutine 8 [select]:\nnet/http.serve()\n"}` + "\n" +
+				`{"Action":"fail","Package":"p"}` + "\n",
+			want: []string{"panic: test timed out\n", "goroutine 7 [chan send]:\n", "(2 more goroutines"},
+			not:  []string{"testing.", "net/http"},
+		},
+		{
 			name: "a package that cannot be built",
 			stream: `{"Action":"pass","Package":"p","Test":"TestA"}` + "\n" +
 				`{"ImportPath":"q [q.test]","Action":"build-output","Output":"undefined: x\n"}` + "\n" +
