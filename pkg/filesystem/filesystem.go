@@ -5,7 +5,10 @@
 // tables; filesystemtest has one in memory. filesystemtest.Suite runs on both.
 package filesystem
 
-import "context"
+import (
+	"context"
+	"errors"
+)
 
 // A Type is a filesystem that the driver can make.
 type Type string
@@ -15,6 +18,10 @@ const (
 	Ext4 Type = "ext4"
 	XFS  Type = "xfs"
 )
+
+// ErrReplay means that a filesystem was not taken down in order, or is a copy of one that was in use: its journal has to be replayed
+// before it can be mounted, and the device is read-only.
+var ErrReplay = errors.New("the filesystem has a journal to be replayed, and its device is read-only")
 
 // A Host is the node. All methods may be called at once.
 //
@@ -48,7 +55,8 @@ type Host interface {
 	// mode there is success. A filesystem that has gone read-only since is in another
 	// mode. fault.Invalid means that the target is no directory (a symbolic link in
 	// the last element is none), or that the kernel refuses type or options;
-	// fault.DataLoss that the filesystem is too damaged to be mounted.
+	// fault.DataLoss that the filesystem is too damaged to be mounted; [ErrReplay], with fault.InUse, that
+	// it cannot be read before it was written.
 	Mount(ctx context.Context, mount Mount) error
 
 	// Bind shows a directory, a file or a device node at another path, which it makes

@@ -100,7 +100,21 @@ func stagedAt(path string, block bool) string {
 // It returns fault.InUse when the volume is not attached to this node with that
 // generation, and the kinds that ensureFormatted names. After a failure nothing is left
 // mapped, unless taking it down failed too; then Unstage does it.
+//
+// A volume that is only read is written once if it has a journal to be replayed, see replay. fault.Superseded means that another
+// node is about to do that, or that it has to wait for readers.
 func (h *Host) Stage(ctx context.Context, spec StageSpec, as params.Credentials) error {
+	err := h.stage(ctx, spec, as)
+	if !errors.Is(err, filesystem.ErrReplay) {
+		return err
+	}
+	if err := h.replay(ctx, spec, as); err != nil {
+		return fmt.Errorf("stage volume %s: replay the journal of its filesystem: %w", spec.Handle, err)
+	}
+	return h.stage(ctx, spec, as)
+}
+
+func (h *Host) stage(ctx context.Context, spec StageSpec, as params.Credentials) error {
 	step.Set(ctx, "reading image", spec.Handle.String())
 	found, err := image.Find(ctx, h.clusters, spec.Handle, as)
 	if err != nil {
@@ -113,6 +127,12 @@ func (h *Host) Stage(ctx context.Context, spec StageSpec, as params.Credentials)
 	chosen, err := h.choose(ctx, found, spec)
 	if err != nil {
 		return fmt.Errorf("stage volume %s: %w", spec.Handle, err)
+	}
+	if left, is := chosen.leftWritable(spec); is {
+		if err := h.endReplay(ctx, chosen.Mapper, left, spec); err != nil {
+			return fmt.Errorf("stage volume %s: end an interrupted replay of its journal: %w", spec.Handle, err)
+		}
+		return h.stage(ctx, spec, as) // the record is another now
 	}
 	device, err := h.mapImage(ctx, chosen, found, spec, as)
 	if err != nil {

@@ -36,6 +36,8 @@ type Attachment struct {
 	// cleared after the unmap: an entry without them cannot have written since.
 	Client string `json:"client,omitempty"`
 	Boot   string `json:"boot,omitempty"`
+	// Replays says that the client is not of a reader: it replays the journal for all who read. There is none other meanwhile.
+	Replays bool `json:"replays,omitempty"`
 	// Unstaged says that the node has taken its client back, after the unmap. An entry with neither
 	// is of a node that never staged the volume, or is just about to.
 	Unstaged bool `json:"unstaged,omitempty"`
@@ -95,12 +97,15 @@ type Claim struct {
 	Generation uint64 // of the node's attachment
 	Client     string // address:port/nonce
 	Boot       string // the kernel's boot ID
+	// Replays says that the client is about to replay the journal of a filesystem that its node, and others, only read.
+	Replays bool
 }
 
 // Claim records the client that will do a node's writes, before the first of
 // them, and returns the image as it is then. fault.InUse means that the node's right
 // was taken away or never given: it has to unmap without having written. So does one whose
-// client could not be shut out, because it has no exact name (fault.Unsupported). One
+// client could not be shut out, because it has no exact name (fault.Unsupported). fault.Superseded: another
+// node replays the journal, or this one is to do that and others have the image mapped. One
 // operation, none if it is recorded.
 func (i Image) Claim(ctx context.Context, by Claim) (Image, error) {
 	if err := rbd.CheckClient(by.Client); err != nil {
@@ -110,11 +115,28 @@ func (i Image) Claim(ctx context.Context, by Claim) (Image, error) {
 	if !ok || entry.Detaching || entry.Generation != by.Generation {
 		return Image{}, fmt.Errorf("volume %s is not attached to node %s with generation %d: %w", i, by.Node, by.Generation, fault.InUse)
 	}
-	if entry.Client == by.Client && entry.Boot == by.Boot {
+	if entry.Client == by.Client && entry.Boot == by.Boot && entry.Replays == by.Replays {
 		return i, nil
 	}
-	entry.Client, entry.Boot, entry.Unstaged = by.Client, by.Boot, false
+	if err := i.admits(by); err != nil {
+		return Image{}, err
+	}
+	entry.Client, entry.Boot, entry.Replays, entry.Unstaged = by.Client, by.Boot, by.Replays, false
 	return i.SetAttachments(ctx, i.Marks.Attachments.With(entry))
+}
+
+// admits returns fault.Superseded while another node's client leaves no room for this one: who replays a journal is alone.
+func (i Image) admits(by Claim) error {
+	for _, other := range i.Marks.Attachments.Nodes {
+		switch {
+		case other.Node == by.Node || other.Client == "":
+		case other.Replays:
+			return fmt.Errorf("volume %s: node %s is replaying the journal of its filesystem: %w", i, other.Node, fault.Superseded)
+		case by.Replays:
+			return fmt.Errorf("volume %s: its journal is to be replayed, and node %s has it mapped: %w", i, other.Node, fault.Superseded)
+		}
+	}
+	return nil
 }
 
 // Release takes a node's client off the record, after the unmap. The attachment
@@ -139,7 +161,7 @@ func (i Image) release(ctx context.Context, node string) error {
 	if !ok || entry.Client == "" {
 		return nil
 	}
-	entry.Client, entry.Boot, entry.Unstaged = "", "", true
+	entry.Client, entry.Boot, entry.Replays, entry.Unstaged = "", "", false, true
 	_, err := i.SetAttachments(ctx, i.Marks.Attachments.With(entry))
 	return err
 }

@@ -31,8 +31,10 @@ type disk struct {
 	UUID  string `json:"uuid"`
 	Bytes int64  `json:"bytes"` // the size of the filesystem, at most that of the device
 	// Unfinished marks what an interrupted mkfs left.
-	Unfinished bool              `json:"unfinished,omitempty"`
-	Files      map[string][]byte `json:"files,omitempty"` // by their path in the filesystem
+	Unfinished bool `json:"unfinished,omitempty"`
+	// Journal says that there is a journal to be replayed: it is mounted, or was not unmounted.
+	Journal bool              `json:"journal,omitempty"`
+	Files   map[string][]byte `json:"files,omitempty"` // by their path in the filesystem
 }
 
 // lineStart begins the line of a disk.
@@ -83,6 +85,25 @@ func (f *Fake) Blind(path string, yes bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.known(path).blind = yes
+}
+
+// Protected sets what tells whether a device can only be read: for instance whether a fake of a mapper has mapped it so.
+func (f *Fake) Protected(protected func(path string) bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.protected = protected
+}
+
+// LeaveJournal lets the filesystem on a device be one that was never unmounted, as that of a copy which was made while it was in use.
+func (f *Fake) LeaveJournal(path string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	stands, err := f.load(path)
+	if err != nil {
+		return err
+	}
+	stands.Journal = true
+	return f.save(path, stands)
 }
 
 // Stop lets the filesystem on a device go read-only where it is mounted, as it does after an error.

@@ -30,6 +30,8 @@ type Fake struct {
 	mu      sync.Mutex
 	devices map[string]*device
 	mounts  []*mount
+	// protected tells whether a device can only be read.
+	protected func(path string) bool
 
 	faults []*Fault
 	killed bool
@@ -40,7 +42,9 @@ type Fake struct {
 var _ filesystem.Host = (*Fake)(nil)
 
 // NewFake returns a node on which nothing is mounted.
-func NewFake() *Fake { return &Fake{devices: map[string]*device{}} }
+func NewFake() *Fake {
+	return &Fake{devices: map[string]*device{}, protected: func(string) bool { return false }}
+}
 
 // When says where in a call a [Fault] strikes.
 type When int

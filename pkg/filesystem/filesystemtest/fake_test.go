@@ -39,8 +39,9 @@ func files(t *testing.T) Fixture {
 			must(t, err)
 			return copied
 		},
-		Resize: func(t *testing.T, device string, bytes int64) { must(t, os.Truncate(device, bytes)) },
-		Spoil:  func(_ *testing.T, device string) { fake.Unreadable(device, true) },
+		Resize:  func(t *testing.T, device string, bytes int64) { must(t, os.Truncate(device, bytes)) },
+		Protect: func(_ *testing.T, device string) { fake.protect(device) },
+		Spoil:   func(_ *testing.T, device string) { fake.Unreadable(device, true) },
 		Hold: func(t *testing.T, path string) func() {
 			release, err := fake.Hold(path)
 			must(t, err)
@@ -66,8 +67,12 @@ func names(t *testing.T) Fixture {
 		fake.mu.Unlock()
 		copied := device(t, size)
 		must(t, fake.Put(copied, filesystem.Signature{Type: stands.Type, UUID: stands.UUID}))
+		if stands.Journal {
+			must(t, fake.LeaveJournal(copied))
+		}
 		return copied
 	}
+	fixture.Protect = func(_ *testing.T, device string) { fake.protect(device) }
 	fixture.Resize = func(_ *testing.T, device string, bytes int64) { fake.Resize(device, bytes) }
 	fixture.Spoil = func(_ *testing.T, device string) { fake.Unreadable(device, true) }
 	fixture.Hold = func(t *testing.T, path string) func() {
@@ -76,6 +81,11 @@ func names(t *testing.T) Fixture {
 		return release
 	}
 	return fixture
+}
+
+// protect lets one device be read only.
+func (f *Fake) protect(device string) {
+	f.Protected(func(path string) bool { return path == device })
 }
 
 func TestFakeWithFiles(t *testing.T) { Suite(t, files) }

@@ -127,6 +127,9 @@ func (f *Fake) Mount(ctx context.Context, m filesystem.Mount) error {
 		if err := makeTarget(path, true); err != nil {
 			return err
 		}
+		if err := f.journal(m.Device, stands, !readOnly); err != nil {
+			return err
+		}
 		return f.attach(wanted, stands.Files)
 	})
 }
@@ -141,6 +144,10 @@ func (f *Fake) admits(stands disk, m filesystem.Mount, readOnly bool) error {
 		return fmt.Errorf("mount %s: wrong type %s or bad superblock: %w", m.Device, m.Type, fault.Invalid)
 	case f.known(m.Device).damaged:
 		return fmt.Errorf("mount %s: structure needs cleaning: %w", m.Device, fault.DataLoss)
+	case f.protected(m.Device) && !readOnly:
+		return fmt.Errorf("mount %s: it is write-protected: %w", m.Device, fault.Invalid)
+	case f.protected(m.Device) && stands.Journal:
+		return fmt.Errorf("mount %s: %w: %w", m.Device, filesystem.ErrReplay, fault.InUse)
 	case slices.ContainsFunc(f.mounts, otherwise):
 		return fmt.Errorf("mount %s: it is mounted with read-only %t: %w", m.Device, !readOnly, fault.InUse)
 	case m.Type != filesystem.XFS || slices.Contains(m.Options, "nouuid"):
@@ -152,6 +159,15 @@ func (f *Fake) admits(stands disk, m filesystem.Mount, readOnly bool) error {
 		}
 	}
 	return nil
+}
+
+// journal notes whether there is one to be replayed. Nothing is written to a device that can only be read.
+func (f *Fake) journal(device string, stands disk, yes bool) error {
+	if stands.Journal == yes || f.protected(device) {
+		return nil
+	}
+	stands.Journal = yes
+	return f.save(device, stands)
 }
 
 // Bind implements filesystem.Host.

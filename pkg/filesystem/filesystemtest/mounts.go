@@ -165,7 +165,14 @@ func (f *Fake) detach(m *mount) error {
 		}
 	}
 	f.mounts = slices.DeleteFunc(f.mounts, func(other *mount) bool { return other == m })
-	return nil
+	if m.point.Type == "" || m.point.Stopped || f.mounted(m.point.Device) {
+		return nil
+	}
+	stands, err := f.load(m.point.Device)
+	if err != nil || stands.Type == "" {
+		return nil // it is gone, and the journal is to be replayed where it comes back
+	}
+	return f.journal(m.point.Device, stands, false)
 }
 
 // keep stores the files of a mount where they belong: on the device, or where a bind came from.

@@ -22,6 +22,8 @@ type Fixture struct {
 	Copy func(t *testing.T, device string) string
 	// Resize makes a device larger.
 	Resize func(t *testing.T, device string, bytes int64)
+	// Protect makes a device read-only.
+	Protect func(t *testing.T, device string)
 	// Spoil makes it impossible to read the end of a device.
 	Spoil func(t *testing.T, device string)
 	// Hold keeps the filesystem mounted at a path busy until release is called.
@@ -197,6 +199,15 @@ func wantFile(t *testing.T, path, want string) {
 func writeFile(t *testing.T, path, content string) {
 	t.Helper()
 	must(t, os.WriteFile(path, []byte(content), 0o640))
+}
+
+// writeThrough returns when the content is on the device, or in its journal.
+func writeThrough(t *testing.T, path, content string) {
+	t.Helper()
+	file, err := os.Create(path)
+	must(t, err)
+	_, err = file.WriteString(content)
+	must(t, errors.Join(err, file.Sync(), file.Close()))
 }
 
 func makeFolder(t *testing.T, path string) {

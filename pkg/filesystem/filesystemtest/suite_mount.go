@@ -2,6 +2,7 @@ package filesystemtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -53,6 +54,25 @@ var mountCases = []suiteCase{
 		must(t, b.Host.Mount(t.Context(), mount))
 		mount.ReadOnly = false
 		wantKind(t, b.Host.Mount(t.Context(), mount), fault.InUse)
+	}},
+	{"read-only of a copy that was in use", func(t *testing.T, b *bench) {
+		for _, kind := range []filesystem.Type{filesystem.Ext4, filesystem.XFS} {
+			device, path := b.made(t, kind, oneUUID), b.path("read "+string(kind))
+			b.mount(t, filesystem.Mount{Device: device, Path: b.path("written " + string(kind)), Type: kind})
+			writeThrough(t, b.path("written "+string(kind))+"/marker", "written")
+			copied := b.Copy(t, device)
+			b.Protect(t, copied)
+			mount := filesystem.Mount{Device: copied, Path: path, Type: kind, ReadOnly: true, Options: []string{"nouuid"}}
+			if kind == filesystem.Ext4 {
+				mount.Options = nil
+			}
+			err := b.Host.Mount(t.Context(), mount)
+			wantKind(t, err, fault.InUse)
+			if !errors.Is(err, filesystem.ErrReplay) {
+				t.Errorf("mount of %s: got %v, want %v", kind, err, filesystem.ErrReplay)
+			}
+			b.wantNothing(t, path)
+		}
 	}},
 	{"another device is mounted there", func(t *testing.T, b *bench) {
 		path := b.path("target")

@@ -59,6 +59,10 @@ func (h *Host) Mount(ctx context.Context, m filesystem.Mount) error {
 		if !errors.Is(err, fault.Unknown) {
 			removeMade(path, made, true)
 		}
+		// The kernel's answer is EROFS, for a mount that is read-only already (ext4_load_and_init_journal, xlog_recover).
+		if wantReadOnly && strings.Contains(err.Error(), "cannot mount "+m.Device+" read-only") {
+			return fmt.Errorf("%w: %w: %w", filesystem.ErrReplay, fault.InUse, err)
+		}
 		return err
 	}
 	done, err := mountedAs(path, node, wantReadOnly)

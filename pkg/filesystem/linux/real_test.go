@@ -144,6 +144,11 @@ func fixture(t *testing.T) filesystemtest.Fixture {
 			}
 			tool(t, "losetup", "--set-capacity", device)
 		},
+		// A loop device stays read-only when it is given another file.
+		Protect: func(t *testing.T, device string) {
+			tool(t, "blockdev", "--setro", device)
+			t.Cleanup(func() { tool(t, "blockdev", "--setrw", device) })
+		},
 		// Behind the end of the backing file there is nothing to read: EIO.
 		Spoil: func(t *testing.T, device string) {
 			if err := os.Truncate(l.files[device], 4<<20); err != nil {

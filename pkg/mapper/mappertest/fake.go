@@ -68,6 +68,13 @@ func (f *Fake) Held(held func(path string) bool) {
 	f.held = held
 }
 
+// ReadOnly reports whether a device is mapped so that it can only be read.
+func (f *Fake) ReadOnly(path string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.ContainsFunc(f.mapped, func(d mapper.Device) bool { return d.Path == path && d.ReadOnly })
+}
+
 // Die makes the device of an image dead, as when its client was blocklisted. It reports
 // whether there was one.
 func (f *Fake) Die(target mapper.Target, why string) bool {
