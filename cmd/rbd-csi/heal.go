@@ -71,10 +71,18 @@ func (h healing) part(driver, node string, volumes *host.Host) []part {
 
 // podsOrNil returns where pods are asked for, or nil outside of Kubernetes.
 func podsOrNil() heal.Pods {
-	client, err := kubernetes.InCluster()
-	if err != nil {
-		klog.Background().Info("Pods are not told when a volume goes bad, only the log and the metrics are", "reason", err.Error())
+	client, is := inCluster("Pods are not told when a volume goes bad, only the log and the metrics are")
+	if !is {
 		return nil
 	}
 	return client
+}
+
+// inCluster returns a client of the Kubernetes that this process runs in, if it does; if not, the log says what is not done.
+func inCluster(notDone string) (client *kubernetes.Client, is bool) {
+	client, err := kubernetes.InCluster()
+	if err != nil {
+		klog.Background().Info(notDone, "reason", err.Error())
+	}
+	return client, err == nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -36,6 +37,7 @@ type nodeFlags struct {
 	workers      string
 	segments     map[string]string
 	heal         healing
+	announcing   announcing
 }
 
 func nodeCommand() *cobra.Command {
@@ -59,6 +61,7 @@ func nodeCommand() *cobra.Command {
 	flags.BoolVar(&f.loadModules, "load-modules", false, "load the kernel's modules rbd and nbd with modprobe, which needs the host's /lib/modules")
 	flags.StringVar(&f.runDirectory, "run-directory", fuse.DefaultDirectory, "directory for the mappings of the mappers fuse and nbd, and for locks, on a tmpfs")
 	f.heal.flags(command)
+	f.announcing.flags(command)
 	flags.StringVar(&f.workers, "workers", "", "socket of rbd-csi workers, which starts the workers of the mappers fuse and nbd; empty: they are this process's children, and die with its container")
 	return command
 }
@@ -84,6 +87,7 @@ func runNode(ctx context.Context, f nodeFlags) error {
 	}
 	directory, clusters, disconnect := f.connect()
 	defer disconnect()
+	announcer := f.announcing.announcer(f.driver, f.name)
 	volumes := host.New(host.Options{
 		Node:     id.String(),
 		Boot:     boot,
@@ -91,9 +95,11 @@ func runNode(ctx context.Context, f nodeFlags) error {
 		Access:   directory.Access,
 		Mappers:  f.mappers(clusters),
 		Files:    linux.New(linux.Options{Reader: errand.New(selfPath, readerArgument)}),
+		Mapped:   announcer.Mapped,
 	})
-	service := &node.Service{Host: volumes, Node: id, MostVolumes: f.mostVolumes, Segments: f.segments}
-	return f.serve(ctx, server.Options{Node: service}, append(f.registration(), f.heal.part(f.driver, f.name, volumes)...)...)
+	service := &node.Service{Host: volumes, Announcer: announcer, Node: id, MostVolumes: f.mostVolumes, Segments: f.segments}
+	parts := slices.Concat(f.registration(), f.heal.part(f.driver, f.name, volumes), f.announcing.part(announcer))
+	return f.serve(ctx, server.Options{Node: service}, parts...)
 }
 
 // mappers returns the ways to map, in the order in which a class with "mapper: auto" tries them.

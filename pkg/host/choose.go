@@ -13,6 +13,7 @@ import (
 	"github.com/rbd-csi/rbd-csi/pkg/image"
 	"github.com/rbd-csi/rbd-csi/pkg/mapper"
 	"github.com/rbd-csi/rbd-csi/pkg/params"
+	"github.com/rbd-csi/rbd-csi/pkg/volid"
 )
 
 // A choice is the mapper for one volume, and what is mapped of the volume already.
@@ -21,6 +22,18 @@ type choice struct {
 	reason     string
 	passedOver []error         // why those before it were not chosen
 	mapped     []mapper.Device // by it, dead ones included
+}
+
+// A Mapping tells how a volume was mapped.
+type Mapping struct {
+	Volume     volid.Image
+	Mapper     string   // its name
+	Reason     string   // why it was this one
+	PassedOver []string // of those that come before it, in order, why each was not chosen
+}
+
+func (c choice) of(volume volid.Image) Mapping {
+	return Mapping{Volume: volume, Mapper: c.Name(), Reason: c.reason, PassedOver: texts(c.passedOver)}
 }
 
 // choose returns the mapper that is to map the image.
@@ -44,7 +57,7 @@ func (h *Host) choose(ctx context.Context, found image.Image, spec StageSpec) (c
 		return choice{}, err
 	}
 	klog.FromContext(ctx).V(2).Info("Mapper chosen", "volume", found.String(), "mapper", chosen.Name(),
-		"reason", chosen.reason, "passedOver", texts(chosen.passedOver))
+		"reason", chosen.reason, "passedOver", strings.Join(texts(chosen.passedOver), "; "))
 	return chosen, nil
 }
 
@@ -101,12 +114,12 @@ func lack(ctx context.Context, m mapper.Mapper, found image.Image, readOnly bool
 	return nil
 }
 
-func texts(errs []error) string {
+func texts(errs []error) []string {
 	all := make([]string, len(errs))
 	for i, err := range errs {
 		all[i] = err.Error()
 	}
-	return strings.Join(all, "; ")
+	return all
 }
 
 // mappedNow returns the devices of an image, of all mappers.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -158,6 +159,36 @@ func TestMappedVolumeStaysWithItsMapper(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestMappedIsTold holds that each mapping is told of once, with what was passed over, and neither one that was found nor one that failed.
+func TestMappedIsTold(t *testing.T) {
+	m := newRack(t).machine(t, "a")
+	all := m.withMappers(t)
+	all["nbd"].lacks = nil
+	var told []string
+	m.mapped = func(one Mapping) {
+		told = append(told, fmt.Sprintf("%s %s, %s, %q", one.Volume.Name, one.Mapper, one.Reason, one.PassedOver))
+	}
+	spec := m.attached(t, "pvc-1")
+
+	stale := spec
+	stale.Generation++
+	want(t, "Stage by another generation", m.Stage(t.Context(), stale, nobody), fault.InUse, "generation")
+	for range 2 {
+		must(t, m.Stage(t.Context(), spec, nobody))
+	}
+	must(t, m.Unstage(t.Context(), spec.Handle, spec.Path))
+	spec.Mapper = params.NBD
+	must(t, m.Stage(t.Context(), spec, nobody))
+
+	expected := []string{
+		`pvc-1 nbd, it is the first that works here, ["mapper krbd: modprobe it: not supported"]`,
+		`pvc-1 nbd, the volume names it, []`,
+	}
+	if !slices.Equal(told, expected) {
+		t.Errorf("told of\n%s\nwant\n%s", strings.Join(told, "\n"), strings.Join(expected, "\n"))
 	}
 }
 

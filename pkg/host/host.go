@@ -49,6 +49,7 @@ type Host struct {
 	access   func(cluster string, as params.Credentials) (cluster.Access, error)
 	mappers  []mapper.Mapper
 	files    filesystem.Host
+	mapped   func(Mapping)
 	used     *usages
 }
 
@@ -60,11 +61,19 @@ type Options struct {
 	Access   func(cluster string, as params.Credentials) (cluster.Access, error)
 	Mappers  []mapper.Mapper // in the order in which "auto" tries them
 	Files    filesystem.Host
+	// Mapped is told of every volume that a stage has mapped, but not of one that it found mapped. It must not block. nil: nobody is told.
+	Mapped func(Mapping)
 }
 
 // New returns a host.
 func New(o Options) *Host {
-	return &Host{node: o.Node, boot: o.Boot, clusters: o.Clusters, access: o.Access, mappers: o.Mappers, files: o.Files, used: newUsages()}
+	if o.Mapped == nil {
+		o.Mapped = func(Mapping) {}
+	}
+	return &Host{
+		node: o.Node, boot: o.Boot, clusters: o.Clusters, access: o.Access, mappers: o.Mappers, files: o.Files,
+		mapped: o.Mapped, used: newUsages(),
+	}
 }
 
 // A StageSpec asks for a volume on this node.
@@ -140,6 +149,9 @@ func (h *Host) stage(ctx context.Context, spec StageSpec, as params.Credentials)
 	}
 	if err := h.show(ctx, found, device, spec); err != nil {
 		return h.takeBack(ctx, chosen, device, found, fmt.Errorf("stage: %w", err))
+	}
+	if len(chosen.mapped) == 0 {
+		h.mapped(chosen.of(spec.Handle))
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
+	"github.com/rbd-csi/rbd-csi/pkg/announce"
 	"github.com/rbd-csi/rbd-csi/pkg/filesystem"
 	"github.com/rbd-csi/rbd-csi/pkg/host"
 	"github.com/rbd-csi/rbd-csi/pkg/volid"
@@ -19,6 +20,8 @@ type Service struct {
 
 	// Host stages and publishes volumes.
 	Host *host.Host
+	// Announcer tells pods how their volumes were mapped; nil: nobody does.
+	Announcer *announce.Announcer
 	// Node is this node's ID.
 	Node volid.Node
 	// MostVolumes is how many volumes the node takes; 0 sets no limit.
@@ -46,6 +49,7 @@ func (s *Service) NodeUnstageVolume(ctx context.Context, req *csi.NodeUnstageVol
 	if err != nil {
 		return nil, err
 	}
+	s.Announcer.Unstaged(handle)
 	return &csi.NodeUnstageVolumeResponse{}, s.Host.Unstage(ctx, handle, req.GetStagingTargetPath())
 }
 
@@ -55,7 +59,13 @@ func (s *Service) NodePublishVolume(ctx context.Context, req *csi.NodePublishVol
 	if err != nil {
 		return nil, err
 	}
-	return &csi.NodePublishVolumeResponse{}, s.Host.Publish(ctx, spec)
+	if err := s.Host.Publish(ctx, spec); err != nil {
+		return nil, err
+	}
+	if pod, known := readPod(req.GetVolumeContext()); known {
+		s.Announcer.Published(spec.Handle, pod)
+	}
+	return &csi.NodePublishVolumeResponse{}, nil
 }
 
 // NodeUnpublishVolume makes sure that nothing is mounted at the target path and

@@ -11,6 +11,7 @@ import (
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 	"github.com/rbd-csi/rbd-csi/pkg/filesystem"
 	"github.com/rbd-csi/rbd-csi/pkg/host"
+	"github.com/rbd-csi/rbd-csi/pkg/kubernetes"
 	"github.com/rbd-csi/rbd-csi/pkg/params"
 	"github.com/rbd-csi/rbd-csi/pkg/volid"
 )
@@ -111,6 +112,17 @@ func restaging(req *csi.NodePublishVolumeRequest) *host.StageSpec {
 		return nil
 	}
 	return &spec
+}
+
+// readPod reads which pod a volume is published for. Kubernetes tells it in the volume context where the CSIDriver object has
+// podInfoOnMount; whoever else calls does not.
+func readPod(volumeContext map[string]string) (kubernetes.Pod, bool) {
+	pod := kubernetes.Pod{
+		Namespace: volumeContext["csi.storage.k8s.io/pod.namespace"],
+		Name:      volumeContext["csi.storage.k8s.io/pod.name"],
+		UID:       volumeContext["csi.storage.k8s.io/pod.uid"],
+	}
+	return pod, pod.Namespace != "" && pod.Name != "" && pod.UID != ""
 }
 
 // readExpand reads a NodeExpandVolumeRequest. How large the volume becomes is

@@ -119,7 +119,7 @@ func TestCSIDriver(t *testing.T) {
 		got, want any
 	}{
 		{"attachRequired", *spec.AttachRequired, true},
-		{"podInfoOnMount", *spec.PodInfoOnMount, false},
+		{"podInfoOnMount", *spec.PodInfoOnMount, true},
 		{"fsGroupPolicy", *spec.FSGroupPolicy, storagev1.FileFSGroupPolicy},
 		{"seLinuxMount", *spec.SELinuxMount, true},
 		{"storageCapacity", *spec.StorageCapacity, false},

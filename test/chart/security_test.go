@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
 )
 
@@ -191,14 +192,26 @@ func TestWhoHasARole(t *testing.T) {
 	}
 }
 
-// TestRoleOfNodes pins what the node plug-in may: no more than its policy for volumes that went bad needs.
+// TestRoleOfNodes pins what the node plug-in may: no more than its policy for volumes that went bad needs, and events of mappings.
 func TestRoleOfNodes(t *testing.T) {
-	for policy, want := range map[string][]string{
-		"off":     nil,
-		"report":  {"create events []", "list pods []"},
-		"restart": {"create events []", "delete pods []", "list pods []"},
+	for _, test := range []struct {
+		policy string
+		events bool
+		want   []string
+	}{
+		{"off", false, nil},
+		{"off", true, []string{"create events []"}},
+		{"report", false, []string{"create events []", "list pods []"}},
+		{"restart", true, []string{"create events []", "delete pods []", "list pods []"}},
 	} {
-		objects := with(t, "", map[string]any{"node.heal": policy})
+		policy, want := test.policy, test.want
+		objects := with(t, "", map[string]any{"node.heal": policy, "node.mappingEvents": test.events})
+		if got := *one[*storagev1.CSIDriver](t, objects, "").Spec.PodInfoOnMount; got != test.events {
+			t.Errorf("%s, %t: podInfoOnMount is %t", policy, test.events, got)
+		}
+		if got := *one[*appsv1.DaemonSet](t, objects, "-node").Spec.Template.Spec.AutomountServiceAccountToken; got != (want != nil) {
+			t.Errorf("%s, %t: got a token: %t", policy, test.events, got)
+		}
 		var got []string
 		for _, role := range of[*rbacv1.ClusterRole](objects) {
 			if strings.HasSuffix(role.Name, "-node") {

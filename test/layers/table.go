@@ -44,6 +44,7 @@ pkg/volume                    | access fault image params rbd snapshot step voli
 pkg/orphan                    | fault image params rbd snapshot volid volume                 | klog                                    | rbd/rbdtest
 pkg/host                      | cluster fault filesystem image mapper params rbd step volid  | klog                                    | filesystem/filesystemtest mapper/mappertest rbd/rbdtest volume
 pkg/heal                      | host kubernetes                                              | klog                                    | fault volid
+pkg/announce                  | host kubernetes volid                                        | klog                                    | fault
 pkg/failover                  | fault kubernetes volid                                       | klog                                    |
 
 services                      | imports                                                      | libraries                               | in tests also
@@ -52,7 +53,7 @@ pkg/answer                    | snapshot volid                                  
 pkg/controller                | access answer fault params snapshot volid volume             | csi klog                                |
 pkg/group                     | answer fault params snapshot volid                           | csi klog protobuf                       |
 pkg/metadata                  | fault params rbd snapshot volid                              | csi                                     |
-pkg/node                      | access fault filesystem host params volid                    | csi                                     |
+pkg/node                      | access announce fault filesystem host kubernetes params volid | csi                                     |
 
 serving                       | imports                                                      | libraries                               | in tests also
 pkg/server                    | fault step                                                   | codes csi grpc klog prometheus protobuf |

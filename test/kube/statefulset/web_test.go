@@ -16,6 +16,9 @@ func TestWeb(t *testing.T) {
 	s.apply(web)
 
 	s.part("each replica gets an image of its own, named after its volume", (*story).webHasImages)
+	s.part("kubectl describe pod says how its volume was mapped, and why so", func(s *story) {
+		s.describes("pod/web-0", "VolumeMapped", "with fuse: it is the first that works here; passed over mapper krbd: ")
+	})
 	s.part("a deleted pod comes back to its claim, and finds its data", (*story).webPodDeleted)
 	s.part("scaled from 2 to 5, 1 and 3, each ordinal finds its data again", (*story).webScaled)
 	s.part("a rolling update changes every pod, and no data", (*story).webUpdated)
