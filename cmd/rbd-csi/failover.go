@@ -23,7 +23,7 @@ func failoverPart(driver string, store *volume.Store) (part, error) {
 		Help: "Pods that this controller has removed from lost nodes, so that they start elsewhere.",
 	})
 	watch := failover.New(failover.Options{
-		Driver: driver, Kubernetes: client, Silent: store.Silent,
+		Driver: driver, Kubernetes: client, Silent: store.Silent, Fence: store.FenceNode,
 		Moved: func(kubernetes.Pod) { moved.Inc() },
 	})
 	run := func(ctx context.Context) error {

@@ -8,6 +8,8 @@
 // ready and silent too, this package does what an administrator would (Non-Graceful Node Shutdown):
 //
 //	Taint      out-of-service, which has the volumes detached as soon as no pod wants them
+//	Fence      shuts the node out of them; detach does not wait for that any more, so that they are attached
+//	           elsewhere before the next node begins to wait for them, at ever longer intervals
 //	RemovePod  the pods that have our volumes there, and that a controller makes anew
 //	Untaint    when our volumes are detached, or the node is back
 //
@@ -51,8 +53,11 @@ type Kubernetes interface {
 type Options struct {
 	Driver     string
 	Kubernetes Kubernetes
-	// Silent reports that a node shows no sign of life at a volume: [volume.Store.Silent].
+	// Silent reports that a node shows no sign of life at a volume, or returns fault.Unsupported where the volume cannot
+	// tell: [volume.Store.Silent].
 	Silent func(ctx context.Context, handle volid.Image, node string) (bool, error)
+	// Fence shuts a node that is given up out of a volume: [volume.Store.FenceNode].
+	Fence func(ctx context.Context, handle volid.Image, node string) error
 	// Moved is told of each pod that was removed from a lost node. It must not block.
 	Moved func(pod kubernetes.Pod)
 }
@@ -85,6 +90,8 @@ const (
 	lookTime = time.Minute
 	// again is how long to wait before nodes are followed anew after an error.
 	again = time.Second
+	// fenceTime bounds how long pods wait for the fences, and atOnce how many are made at the same time.
+	fenceTime, atOnce = 5 * time.Second, 16
 )
 
 // ourTaint is what is put on a lost node. By its value it is told from one that an administrator has put there.
@@ -159,26 +166,35 @@ func (f *Failover) lookAfter(ctx context.Context, node string) {
 		if err := one.look(ctx); err != nil && ctx.Err() == nil {
 			klog.FromContext(ctx).Error(err, "Look after a node that is not ready", "node", node)
 		}
-		next := min(max(time.Since(began)/10, shortest), longest)
-		if !one.silent.IsZero() {
-			next = shortest // what was silent twice has to have been silent in between
-		}
-		if !pause(ctx, next) {
+		if !pause(ctx, one.next(time.Since(began))) {
 			return
 		}
 	}
+}
+
+// next is how long to wait until the next look at a node that is looked after for so long.
+func (l *lostNode) next(after time.Duration) time.Duration {
+	if l.silent.IsZero() {
+		return min(max(after/10, shortest), longest)
+	}
+	// What was silent at each of these looks has to have been silent in between. The last of them is when it has been for long enough.
+	if rest := settle - time.Since(l.silent); rest > 0 {
+		return min(rest, shortest)
+	}
+	return shortest
 }
 
 // A lostNode is one that is not ready, or was not.
 type lostNode struct {
 	*Failover
 	name   string
-	silent time.Time       // since when; zero: it shows signs of life
-	told   map[string]bool // what the log has already
+	silent time.Time            // since when; zero: it shows signs of life
+	told   map[string]bool      // what the log has already
+	fenced map[volid.Image]bool // what it is shut out of already
 }
 
 func (f *Failover) lost(node string) *lostNode {
-	return &lostNode{Failover: f, name: node, told: map[string]bool{}}
+	return &lostNode{Failover: f, name: node, told: map[string]bool{}, fenced: map[volid.Image]bool{}}
 }
 
 // look looks at the node once and does what is to be done now.
@@ -197,7 +213,7 @@ func (l *lostNode) look(ctx context.Context) error {
 		return err
 	}
 	if node.Ready || len(has.ours) == 0 {
-		l.silent = time.Time{}
+		l.lives()
 		return l.takeBack(ctx, node)
 	}
 	if silent, err := l.isSilent(ctx, has); err != nil || !silent {
@@ -218,14 +234,30 @@ func (l *lostNode) takeBack(ctx context.Context, node kubernetes.Node) error {
 	return nil
 }
 
-// isSilent reports whether the node has shown no sign of life for a while at any of our volumes.
+// lives notes that the node shows signs of life, or might: what it was shut out of it may have staged anew since.
+func (l *lostNode) lives() {
+	l.silent = time.Time{}
+	clear(l.fenced)
+}
+
+// isSilent reports whether the node has shown no sign of life for a while at any of our volumes. A node whose volumes cannot tell is not silent.
 func (l *lostNode) isSilent(ctx context.Context, has volumes) (bool, error) {
-	for _, handle := range has.ours {
-		silent, err := l.options.Silent(ctx, handle, volid.Node{Name: l.name}.String())
+	tells := false
+	for _, one := range has.ours {
+		silent, err := l.options.Silent(ctx, one.handle, l.id())
+		if fault.Is(err, fault.Unsupported) {
+			continue
+		}
 		if err != nil || !silent {
-			l.silent = time.Time{}
+			l.lives()
 			return false, err
 		}
+		tells = true
+	}
+	if !tells {
+		l.lives()
+		l.tellOnce(ctx, "Whether a node lives cannot be told from volumes that it only reads, so its pods stay")
+		return false, nil
 	}
 	if l.silent.IsZero() {
 		l.silent = time.Now()
@@ -241,18 +273,47 @@ func (l *lostNode) giveUp(ctx context.Context, node kubernetes.Node, has volumes
 	}
 	plan := has.plan(pods)
 	l.tellStaying(ctx, plan)
-	if !plan.frees(has) {
+	freed := plan.freed(has)
+	if len(freed) == 0 {
 		return nil
 	}
 	if err := l.options.Kubernetes.Taint(ctx, node, ourTaint()); err != nil {
 		return fmt.Errorf("take the node out of service: %w", err)
 	}
+	l.fence(ctx, freed)
 	var failed []error
 	for _, pod := range plan.moving {
 		failed = append(failed, l.move(ctx, pod))
 	}
 	return errors.Join(failed...)
 }
+
+// fence shuts the node out of the volumes. What fails is left to detach, which lets go of no volume before that is done.
+func (l *lostNode) fence(ctx context.Context, freed []volid.Image) {
+	ctx, cancel := context.WithTimeout(ctx, fenceTime)
+	defer cancel()
+	freed = slices.DeleteFunc(freed, func(handle volid.Image) bool { return l.fenced[handle] })
+	errs := make([]error, len(freed))
+	places := make(chan struct{}, atOnce)
+	var group sync.WaitGroup
+	for i, handle := range freed {
+		places <- struct{}{}
+		group.Go(func() {
+			errs[i] = l.options.Fence(ctx, handle, l.id())
+			<-places
+		})
+	}
+	group.Wait()
+	for i, handle := range freed {
+		l.fenced[handle] = errs[i] == nil
+		if errs[i] != nil {
+			klog.FromContext(ctx).Error(errs[i], "Shut a lost node out before its pods move", "volume", handle, "node", l.name)
+		}
+	}
+}
+
+// id is the node's name in Ceph.
+func (l *lostNode) id() string { return volid.Node{Name: l.name}.String() }
 
 // move removes a pod, of which its controller makes another.
 func (l *lostNode) move(ctx context.Context, pod kubernetes.Pod) error {
@@ -268,6 +329,14 @@ func (l *lostNode) move(ctx context.Context, pod kubernetes.Pod) error {
 	l.options.Moved(pod)
 	klog.FromContext(ctx).Info("Removed a pod from a lost node", "pod", pod.String(), "node", l.name)
 	return nil
+}
+
+// tellOnce logs something about the node once.
+func (l *lostNode) tellOnce(ctx context.Context, what string) {
+	if !l.told[what] {
+		l.told[what] = true
+		klog.FromContext(ctx).Info(what, "node", l.name)
+	}
 }
 
 // tellStaying says once of each pod that does not move why not.

@@ -26,9 +26,16 @@ type world struct {
 	attached map[string]kubernetes.Volume // by the name of the PersistentVolume; its driver is the attachment's
 	pods     map[string]kubernetes.Pod
 	alive    map[string]bool // handles at which the node shows a sign of life
+	read     map[string]bool // handles that the node only reads
 	fails    error           // what Ceph answers
+	takes    time.Duration   // how long it takes to
 	events   []string
-	tainted  int // how often
+	tainted  int      // how often
+	fenced   []string // handles, in order
+	unsafe   []string // pods that were removed while the node was not shut out of their volumes
+	unfenced error    // what Ceph answers to a fence
+
+	fenceTakes time.Duration // how long it takes to
 }
 
 // newWorld has a pod web-0 with a volume of ours on a node that is lost.
@@ -131,8 +138,28 @@ func (w *world) Untaint(context.Context, kubernetes.Node, kubernetes.Taint) erro
 func (w *world) RemovePod(_ context.Context, pod kubernetes.Pod) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	for _, claim := range w.pods[pod.Name].Claims {
+		for _, volume := range w.attached {
+			if volume.Claim == claim && !slices.Contains(w.fenced, volume.Handle) {
+				w.unsafe = append(w.unsafe, pod.Name)
+			}
+		}
+	}
 	delete(w.pods, pod.Name)
 	return nil
+}
+
+func (w *world) fence(ctx context.Context, handle volid.Image, node string) error {
+	if !pause(ctx, w.fenceTakes) {
+		return ctx.Err()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if node != (volid.Node{Name: "one"}).String() {
+		return fmt.Errorf("asked for node %s", node)
+	}
+	w.fenced = append(w.fenced, handle.String())
+	return w.unfenced
 }
 
 func (w *world) Report(_ context.Context, _, _ string, event kubernetes.Event) error {
@@ -143,10 +170,14 @@ func (w *world) Report(_ context.Context, _, _ string, event kubernetes.Event) e
 }
 
 func (w *world) silent(_ context.Context, handle volid.Image, node string) (bool, error) {
+	time.Sleep(w.takes)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if node != (volid.Node{Name: "one"}).String() {
 		return false, fmt.Errorf("asked for node %s", node)
+	}
+	if w.read[handle.String()] {
+		return false, fault.Unsupported
 	}
 	return !w.alive[handle.String()], w.fails
 }
@@ -170,7 +201,7 @@ func (w *world) detach() {
 // start watches over the world until the test's end.
 func (w *world) start(t *testing.T) {
 	t.Helper()
-	f := New(Options{Driver: driver, Kubernetes: w, Silent: w.silent})
+	f := New(Options{Driver: driver, Kubernetes: w, Silent: w.silent, Fence: w.fence})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {
@@ -217,6 +248,11 @@ func TestWhoMoves(t *testing.T) {
 			w.add("web-1", driver)
 			w.alive[own] = true
 		}, []string{"web-0", "web-1"}},
+		{"one that only reads", func(w *world) { w.read = map[string]bool{own: true} }, []string{"web-0"}},
+		{"one that reads one volume and has written another", func(w *world) {
+			w.add("web-1", driver)
+			w.read = map[string]bool{own: true}
+		}, nil},
 		{"a cluster that does not answer", func(w *world) { w.fails = fault.Unavailable }, []string{"web-0"}},
 		{"pods without a volume of ours", func(w *world) { w.add("other"); w.add("nfs", "nfs.example") }, []string{"nfs", "other"}},
 		{"a pod that has another driver's volume too", func(w *world) { w.add("both", driver, "nfs.example") }, []string{"both"}},
@@ -244,22 +280,90 @@ func TestWhoMoves(t *testing.T) {
 				if hasOurs(w.node) && len(w.attached) == 0 {
 					t.Errorf("the node has %v, want our taint gone with the volumes", w.node.Taints)
 				}
+				w.wantFenced(t, !slices.Contains(test.left, "web-0"))
 			})
 		})
 	}
 }
 
-// TestSeconds holds how long it takes: a node that is silent moves within four seconds, and not before two, and the taint is
-// there for no longer than it is needed.
+// wantFenced holds that pods were removed after the node was shut out of their volumes, and once, and that it was not of others.
+func (w *world) wantFenced(t *testing.T, moved bool) {
+	t.Helper()
+	if len(w.unsafe) > 0 {
+		t.Errorf("removed %v, want the node shut out of their volumes before", w.unsafe)
+	}
+	if got := slices.Contains(w.fenced, "main:kube/pv-web-0-"+driver); got != moved {
+		t.Errorf("shut out of the volume of web-0: got %t, want %t", got, moved)
+	}
+	if once := slices.Compact(slices.Sorted(slices.Values(w.fenced))); len(once) != len(w.fenced) {
+		t.Errorf("shut out of %v, want of each once", w.fenced)
+	}
+	for _, pod := range w.pods {
+		for _, volume := range w.attached {
+			if slices.Contains(pod.Claims, volume.Claim) && slices.Contains(w.fenced, volume.Handle) {
+				t.Errorf("shut out of %s, which pod %s still has", volume.Handle, pod.Name)
+			}
+		}
+	}
+}
+
+// TestFenceFails has fences that cannot be made, and that take for ever: detach makes them, and the pods move.
+func TestFenceFails(t *testing.T) {
+	for _, takes := range []time.Duration{0, time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld()
+			w.unfenced, w.fenceTakes = fault.Unavailable, takes
+			for i := range 2 * atOnce {
+				w.add(fmt.Sprintf("more-%d", i), driver)
+			}
+			w.start(t)
+			w.wantLeft(t, settle+fenceTime+time.Second)
+		})
+	}
+}
+
+// TestFencedAgain has a node that comes back after it was shut out, stages its volume anew, and is lost once more.
+func TestFencedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		l := New(Options{Driver: driver, Kubernetes: w, Silent: w.silent, Fence: w.fence}).lost("one")
+		look := func() {
+			t.Helper()
+			if err := l.look(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(settle)
+		}
+		for range 3 { // the second concludes, the third has nothing to add
+			look()
+		}
+		if len(w.fenced) != 1 {
+			t.Errorf("shut out of %v, want of the volume once", w.fenced)
+		}
+		w.alive["main:kube/pv-web-0-"+driver] = true
+		look()
+		clear(w.alive)
+		look()
+		look()
+		if len(w.fenced) != 2 {
+			t.Errorf("lost once more: shut out of %v, want of the volume twice", w.fenced)
+		}
+	})
+}
+
+// TestSeconds holds how long it takes: a node that is silent moves after two seconds, although each look takes a while, and not before,
+// and the taint is there for no longer than it is needed.
 func TestSeconds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		w.node.Ready = true
+		w.takes = 300 * time.Millisecond
 		w.start(t)
 		w.wantLeft(t, time.Hour, "web-0")
 		w.become(func(node *kubernetes.Node) { node.Ready = false })
 		w.wantLeft(t, settle-100*time.Millisecond, "web-0")
-		w.wantLeft(t, 2*time.Second)
+		// The control plane of this world looks every 100 ms.
+		w.wantLeft(t, 200*time.Millisecond+2*w.takes)
 		if w.tainted != 1 || len(w.attached) != 0 || !slices.Equal(w.events, []string{"web-0 NodeLost"}) {
 			t.Errorf("tainted %d times, attached %v, events %v; want once, nothing, and one", w.tainted, w.attached, w.events)
 		}

@@ -12,8 +12,14 @@ import (
 
 // volumes are those that are attached to a node.
 type volumes struct {
-	ours   []volid.Image
+	ours   []ours
 	claims map[string]bool // by NAMESPACE/NAME: whether the volume of the claim is ours
+}
+
+// ours is a volume of the driver's.
+type ours struct {
+	handle volid.Image
+	claim  string
 }
 
 // volumes looks what is attached to the node. What others' volumes are does not matter, but for whose claims.
@@ -34,16 +40,16 @@ func (l *lostNode) volumes(ctx context.Context) (volumes, error) {
 		if err != nil {
 			return has, err
 		}
-		ours := one.Driver == l.options.Driver
-		has.claims[volume.Claim] = ours
-		if !ours {
+		mine := one.Driver == l.options.Driver
+		has.claims[volume.Claim] = mine
+		if !mine {
 			continue
 		}
 		handle, err := volid.ParseImage(volume.Handle)
 		if err != nil {
 			return has, fmt.Errorf("PersistentVolume %s: %w", volume.Name, err)
 		}
-		has.ours = append(has.ours, handle)
+		has.ours = append(has.ours, ours{handle, volume.Claim})
 	}
 	return has, nil
 }
@@ -94,10 +100,10 @@ func (v volumes) uses(pod kubernetes.Pod) (ours, others bool) {
 	return ours, others
 }
 
-// frees reports whether some volume of ours is let go of by it: by pods that move, or that have gone already.
-func (p plan) frees(has volumes) bool {
+// freed are the volumes of ours that are let go of: by pods that move, or that have gone already.
+func (p plan) freed(has volumes) []volid.Image {
 	if p.endangered {
-		return false
+		return nil
 	}
 	kept := map[string]bool{}
 	for _, one := range p.staying {
@@ -105,10 +111,11 @@ func (p plan) frees(has volumes) bool {
 			kept[claim] = true
 		}
 	}
-	for claim, ours := range has.claims {
-		if ours && !kept[claim] {
-			return true
+	var freed []volid.Image
+	for _, one := range has.ours {
+		if !kept[one.claim] {
+			freed = append(freed, one.handle)
 		}
 	}
-	return false
+	return freed
 }

@@ -30,7 +30,7 @@ type Fences interface {
 	// entry that is there keeps its time, whoever made it (OSDMap::apply_incremental inserts and does not
 	// replace): so Blocklist tells until when it lasts, which may be sooner than was asked.
 	// fault.Invalid: not one exact client. fault.InUse: it
-	// is this process's own. A proposal of the monitors, and one operation.
+	// is this process's own. A proposal of the monitors, unless the client is there, and one operation.
 	Blocklist(ctx context.Context, id, client string, lasts time.Duration) (until time.Time, err error)
 	// Blocklisted returns the clients in the cluster's blocklist and until when. It
 	// asks the monitors and costs no operation.

@@ -98,9 +98,9 @@ func (a at) addWatchers(id string, users map[string]rbd.User) error {
 	return errors.Join(err, image.Close())
 }
 
-// Blocklist implements rbd.Fences: the monitors' command `osd blocklist add`, which answers when the new map
-// is there; rados_wait_for_latest_osdmap; and an operation on the header, which carries
-// the number of that map and which the OSD does not carry out before it has it.
+// Blocklist implements rbd.Fences: the monitors' command `osd blocklist add`, unless the client is listed, which answers
+// when the new map is there; rados_wait_for_latest_osdmap; and an operation on the header, which
+// carries the number of that map and which the OSD does not carry out before it has it.
 func (p *pool) Blocklist(ctx context.Context, id, client string, lasts time.Duration) (time.Time, error) {
 	what := "blocklist " + client
 	if err := rbd.CheckClient(client); err != nil {
@@ -110,7 +110,8 @@ func (p *pool) Blocklist(ctx context.Context, id, client string, lasts time.Dura
 		return time.Time{}, fmt.Errorf("%s: it is a connection of this process: %w", what, fault.InUse)
 	}
 	return run(ctx, p, what, func(a at) (time.Time, error) {
-		if err := a.changeBlocklist("add", client, lasts); err != nil {
+		until, err := a.listed(client, lasts)
+		if err != nil {
 			return time.Time{}, err
 		}
 		if err := a.session.conn.WaitForLatestOSDMap(); err != nil {
@@ -119,12 +120,25 @@ func (p *pool) Blocklist(ctx context.Context, id, client string, lasts time.Dura
 		if _, err := a.Stat(headerPrefix + id); err != nil && !is(err, syscall.ENOENT) {
 			return time.Time{}, err
 		}
-		listed, err := a.blocklist()
-		if err == nil && listed[client].IsZero() {
-			err = fmt.Errorf("%w: the monitors took the entry and do not list it", fault.Unknown)
-		}
-		return listed[client], err
+		return until, nil
 	})
+}
+
+// listed makes sure that a client is in the blocklist, and returns until when. To add one that is there changes nothing and
+// takes a proposal of the monitors all the same.
+func (a at) listed(client string, lasts time.Duration) (time.Time, error) {
+	before, err := a.blocklist()
+	if err != nil || !before[client].IsZero() {
+		return before[client], err
+	}
+	if err := a.changeBlocklist("add", client, lasts); err != nil {
+		return time.Time{}, err
+	}
+	after, err := a.blocklist()
+	if err == nil && after[client].IsZero() {
+		err = fmt.Errorf("%w: the monitors took the entry and do not list it", fault.Unknown)
+	}
+	return after[client], err
 }
 
 // changeBlocklist sends `osd blocklist add` or `rm`; profile rbd allows the first, of one exact client.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
+	"github.com/rbd-csi/rbd-csi/pkg/kubernetes"
 	"github.com/rbd-csi/rbd-csi/test/kube"
 	"github.com/rbd-csi/rbd-csi/test/kube/lab"
 )
@@ -25,9 +26,6 @@ func TestMain(m *testing.M) { os.Exit(shared.Main(m)) }
 
 // limit is how long each step may take. It takes half a minute at most on a machine that has nothing else to do.
 const limit = 5 * time.Minute
-
-// outOfService is the taint by which an operator says that a node is off and stays off, so that its volumes may be taken from it.
-const outOfService = "node.kubernetes.io/out-of-service"
 
 // set is a StatefulSet with a replica on each node, or, when there is only one node that takes pods, all of them there.
 const set = `
@@ -102,33 +100,57 @@ func (s *story) eachLoss(round func(*story, loss)) {
 	}
 }
 
-// lose loses the node of a pod and gets it back.
+// lose loses the node of a pod, says so, and gets it back.
 func (s *story) lose(pod, sum string, loss loss) {
-	before := s.pod(pod)
+	before, node := s.lost(pod, loss)
+	s.taint(node, "=lost:NoExecute")
+	moved := s.elsewhere(pod, sum, before)
+	s.back(node, loss)
+	s.taint(node, "-")
+	s.returns(pod, sum, node, moved)
+	s.mapped(node, 1)
+}
+
+// lost loses the node of a pod.
+func (s *story) lost(name string, loss loss) (pod, *kube.Guest) {
+	s.Helper()
+	before := s.pod(name)
 	node, err := s.lab.Kube.Guest(before.Spec.NodeName)
 	s.must(err)
 	s.mapped(node, 1)
-
 	s.must(loss.lose(node))
 	s.notReady(node)
-	s.taint(node, "=lost:NoExecute")
-	moved := s.ready(pod, before.Metadata.UID)
-	if moved.Spec.NodeName == node.Name() {
-		s.Fatalf("node of %s after the loss of %s: got the same", pod, node.Name())
-	}
-	s.same("data of "+pod+" on another node", s.sum(pod), sum)
+	return before, node
+}
 
+// elsewhere waits until a pod has started on another node than before, with its data.
+func (s *story) elsewhere(name, sum string, before pod) pod {
+	s.Helper()
+	moved := s.ready(name, before.Metadata.UID)
+	if moved.Spec.NodeName == before.Spec.NodeName {
+		s.Fatalf("node of %s after %s was to be left: got the same", name, before.Spec.NodeName)
+	}
+	s.same("data of "+name+" on another node", s.sum(name), sum)
+	return moved
+}
+
+// back gets a node back that was lost, on which nothing is mapped then.
+func (s *story) back(node *kube.Guest, loss loss) {
+	s.Helper()
 	s.must(loss.regain(node))
 	s.must(node.WaitReady(s.Context()))
 	s.Logf("%s is ready again", node.Name())
 	s.must(s.lab.AwaitDriver(s.Context()))
 	s.mapped(node, 0)
-	s.taint(node, "-")
-	s.kubectl("delete", "pod", pod)
-	returned := s.ready(pod, moved.Metadata.UID)
-	s.same("node of "+pod+" when both nodes take pods", returned.Spec.NodeName, node.Name())
-	s.same("data of "+pod+" back on its node", s.sum(pod), sum)
-	s.mapped(node, 1)
+}
+
+// returns deletes a pod that had moved off a node, and waits until it has come back there, with its data.
+func (s *story) returns(name, sum string, to *kube.Guest, moved pod) {
+	s.Helper()
+	s.kubectl("delete", "pod", name)
+	returned := s.ready(name, moved.Metadata.UID)
+	s.same("node of "+name+" when both nodes take pods", returned.Spec.NodeName, to.Name())
+	s.same("data of "+name+" back on its node", s.sum(name), sum)
 }
 
 // A story is a test in a namespace of its own. Its methods fail the test, so that it reads as a list of steps.
@@ -157,7 +179,7 @@ func (s *story) end() {
 	}
 	err := s.lab.Kube.Revive(ctx)
 	for _, node := range s.lab.Kube.Nodes() {
-		_, untainted := s.lab.Kube.Kubectl(ctx, nil, "taint", "node", node, outOfService+"-")
+		_, untainted := s.lab.Kube.Kubectl(ctx, nil, "taint", "node", node, kubernetes.OutOfService+"-")
 		if untainted != nil && !strings.Contains(untainted.Error(), "not found") {
 			err = errors.Join(err, untainted)
 		}
@@ -276,7 +298,7 @@ func (s *story) notReady(node *kube.Guest) {
 // taint adds or removes the taint.
 func (s *story) taint(node *kube.Guest, what string) {
 	s.Helper()
-	s.kubectl("taint", "node", node.Name(), outOfService+what)
+	s.kubectl("taint", "node", node.Name(), kubernetes.OutOfService+what)
 }
 
 // mapped waits until a node has as many images mapped by krbd.
