@@ -37,6 +37,10 @@ type Copies interface {
 	// The parent it has already is no error; another one is fault.Exists. One
 	// operation.
 	AttachParent(ctx context.Context, id string, parent Parent) error
+	// DetachParent makes sure that rbd_header.ID has not this parent (rbd.parent_detach): what the clone has not
+	// copied is zeros from then on, so only one that has copied everything may be parted so. Its parent is not asked, and need not
+	// be there. Another parent is fault.Exists. Three operations.
+	DetachParent(ctx context.Context, id string, parent Parent) error
 	// AddChild makes sure that a snapshot of an image in this pool knows a clone
 	// (rbd.child_attach): from then on it stays as long as the clone does. It returns
 	// fault.NotFound when there is no such snapshot, or only in the trash. One operation.
@@ -109,6 +113,12 @@ type Parent struct {
 	ID        string
 	Snapshot  uint64
 	Overlap   int64 // bytes of the clone, from its beginning, that the parent shows through
+}
+
+// Is reports whether both are the same snapshot. The overlap does not tell parents apart: it shrinks with the clone.
+func (p Parent) Is(other Parent) bool {
+	p.Overlap = other.Overlap
+	return p == other
 }
 
 // A Child is a clone.

@@ -493,13 +493,7 @@ func TestOperationsOfACopy(t *testing.T) {
 
 // TestDeepClonesAreFlattened makes clones of clones beyond what a node can use.
 func TestDeepClonesAreFlattened(t *testing.T) {
-	ceph := newCeph()
-	d := start(ceph)
-	must(t, made("v0")(t.Context(), d))
-	name := func(i int) string { return "v" + string(rune('0'+i)) }
-	for i := range 6 {
-		must(t, d.copy(t.Context(), name(i), name(i+1)))
-	}
+	ceph, d := cloneChain(t, 6)
 	if got := len(d.deep); got != 4 {
 		t.Fatalf("%d clones were told of, want those of depth 3 to 6", got)
 	}
@@ -515,7 +509,7 @@ func TestDeepClonesAreFlattened(t *testing.T) {
 	}
 	wantData("v0", "v3", "v6")(t, ceph)
 	for i := range 7 {
-		must(t, d.delete(t.Context(), name(i)))
+		must(t, d.delete(t.Context(), fmt.Sprintf("v%d", i)))
 	}
 	for range 3 {
 		purgeAll(t, ceph)
@@ -523,15 +517,101 @@ func TestDeepClonesAreFlattened(t *testing.T) {
 	wantNothing(t, ceph)
 }
 
-// TestDeepClonesAreFoundWithoutTheIndex removes the index by hand: when somebody has built it
-// anew, it names the clones that wait to be flattened, and no others.
-func TestDeepClonesAreFoundWithoutTheIndex(t *testing.T) {
+// cloneChain makes v0, and so many clones: v1 of v0, v2 of v1 and so on. From v3 on they are to be flattened.
+func cloneChain(t *testing.T, clones int) (*rbdtest.Ceph, *driver) {
+	t.Helper()
 	ceph := newCeph()
 	d := start(ceph)
 	must(t, made("v0")(t.Context(), d))
-	for i, name := range []string{"v1", "v2", "v3", "v4"} {
-		must(t, d.copy(t.Context(), fmt.Sprintf("v%d", i), name))
+	for i := range clones {
+		must(t, d.copy(t.Context(), fmt.Sprintf("v%d", i), fmt.Sprintf("v%d", i+1)))
 	}
+	return ceph, d
+}
+
+// TestFlattenWasKilled has a flatten that was killed after all was copied: the parent has forgotten the clone, which still names
+// it. That the parent is gone as well then loses nothing, and is ended by the next flatten.
+func TestFlattenWasKilled(t *testing.T) {
+	for _, gone := range []string{"nothing", "the snapshot", "the parent"} {
+		t.Run(gone, func(t *testing.T) {
+			ceph, d := cloneChain(t, 3)
+			deep := d.deep[0]
+			pool, err := ceph.Process().Pool(t.Context(), kube, nobody)
+			must(t, err)
+			before, err := pool.Header(t.Context(), deep.ID)
+			must(t, err)
+			must(t, ceph.CopyUp(specOf("v3").Handle))
+			child := rbd.Child{PoolID: pool.Where().PoolID, ID: deep.ID}
+			must(t, pool.RemoveChild(t.Context(), before.Parent.ID, before.Parent.Snapshot, child))
+			if gone != "nothing" {
+				must(t, pool.RemoveSnapshot(t.Context(), before.Parent.ID, before.Parent.Snapshot))
+			}
+			if gone == "the parent" {
+				must(t, d.delete(t.Context(), "v2"))
+				purgeAll(t, ceph)
+			}
+			must(t, start(ceph).flatten(t.Context(), deep))
+			if after, err := pool.Header(t.Context(), deep.ID); after.HasParent || err != nil {
+				t.Errorf("the clone's parent: got %+v, %v; want none", after.Parent, err)
+			}
+			wantData("v3")(t, ceph)
+		})
+	}
+}
+
+// TestFlattenWithoutItsParent has a clone whose parent went although the clone needs it: that is told, and the clone stays in the index.
+func TestFlattenWithoutItsParent(t *testing.T) {
+	ceph, d := cloneChain(t, 3)
+	deep := d.deep[0]
+	header, err := deep.Pool.Header(t.Context(), deep.ID)
+	must(t, err)
+	child := rbd.Child{PoolID: deep.Pool.Where().PoolID, ID: deep.ID}
+	must(t, deep.Pool.RemoveChild(t.Context(), header.Parent.ID, header.Parent.Snapshot, child))
+	must(t, deep.Pool.RemoveSnapshot(t.Context(), header.Parent.ID, header.Parent.Snapshot))
+	found, err := image.Find(t.Context(), ceph.Process(), specOf("v3").Handle, nobody)
+	must(t, err)
+	mark := found.Marks.Volume
+	mark.Source.Image = "another" // so that it is not known to be copied
+	_, err = found.Change(t.Context(), map[string]string{image.VolumeKey: image.Written(mark)})
+	must(t, err)
+	want(t, "flatten", d.flatten(t.Context(), deep), fault.DataLoss, "v3")
+	flattener := NewFlattener(FlattenOptions{})
+	must(t, flattener.Sweep(t.Context(), start(ceph).Store))
+	if len(flattener.queue) != 1 {
+		t.Errorf("%d clones wait to be flattened, want the one", len(flattener.queue))
+	}
+}
+
+// TestFlattenOfTheHalfMade has a clone that its parent does not know yet: it needs the parent.
+func TestFlattenOfTheHalfMade(t *testing.T) {
+	ceph, d := cloneChain(t, 3)
+	deep := d.deep[0]
+	found, err := image.Find(t.Context(), ceph.Process(), specOf("v3").Handle, nobody)
+	must(t, err)
+	mark := found.Marks.Volume
+	mark.State = image.Copying
+	found, err = found.Change(t.Context(), map[string]string{image.VolumeKey: image.Written(mark)})
+	must(t, err)
+	found.Marks.Volume = mark
+	if copied, err := d.copied(t.Context(), found); copied || err != nil {
+		t.Errorf("known to its parent: got copied %t, %v; want not", copied, err)
+	}
+	parent := found.Header.Parent
+	must(t, found.Pool.RemoveChild(t.Context(), parent.ID, parent.Snapshot, childOf(found)))
+	if copied, err := d.copied(t.Context(), found); copied || err != nil {
+		t.Errorf("half made: got copied %t, %v; want not", copied, err)
+	}
+	must(t, d.flatten(t.Context(), deep)) // which needs the parent, and has it
+	mark.State = image.Live
+	_, err = found.Change(t.Context(), map[string]string{image.VolumeKey: image.Written(mark)})
+	must(t, err)
+	wantData("v3")(t, ceph)
+}
+
+// TestDeepClonesAreFoundWithoutTheIndex removes the index by hand: when somebody has built it
+// anew, it names the clones that wait to be flattened, and no others.
+func TestDeepClonesAreFoundWithoutTheIndex(t *testing.T) {
+	ceph, d := cloneChain(t, 4)
 	must(t, d.flatten(t.Context(), d.deep[0]))
 	must(t, ceph.RemoveIndex(kube))
 	_, _, err := start(ceph).Snapshots().List(t.Context(), "", 0)

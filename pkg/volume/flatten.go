@@ -172,9 +172,9 @@ func (f *Flattener) Sweep(ctx context.Context, store *Store) error {
 func (s *Store) flatten(ctx context.Context, deep Deep) error {
 	found, err := image.Image{Pool: deep.Pool, Name: deep.Name, ID: deep.ID}.Read(ctx)
 	if err == nil && found.Headed && found.Header.HasParent && !found.Marks.Condemned() {
-		err = deep.Pool.Flatten(ctx, deep.ID)
+		err = s.part(ctx, found)
 	}
-	if err != nil && !errors.Is(err, fault.NotFound) {
+	if err != nil && !fault.Is(err, fault.NotFound) {
 		return fmt.Errorf("flatten image %s (ID %s): %w", deep.Name, deep.ID, err)
 	}
 	if source := found.Marks.Volume.Source; source != nil {
@@ -183,4 +183,42 @@ func (s *Store) flatten(ctx context.Context, deep Deep) error {
 		}
 	}
 	return snapshot.ForgetDeep(ctx, deep.Pool, deep.ID)
+}
+
+// part copies what a clone reads from its parent and parts the two, or ends what was begun of that.
+//
+// librbd copies everything, takes the clone from its parent's snapshot, removes that when it was the last one and the
+// snapshot is in the trash, and then takes the parent from the clone's header (DetachChildRequest, DetachParentRequest; 16.2). A process that is
+// killed between these leaves a clone that nobody can open once the snapshot has gone, although it has all its data.
+func (s *Store) part(ctx context.Context, clone image.Image) error {
+	copied, err := s.copied(ctx, clone)
+	if err != nil {
+		return fmt.Errorf("look whether the parent still knows it: %w", err)
+	}
+	if !copied {
+		return clone.Pool.Flatten(ctx, clone.ID)
+	}
+	parent := clone.Header.Parent
+	klog.FromContext(ctx).Info("The flatten of a clone was interrupted after everything was copied, and is ended", "image", clone.Name, "imageID", clone.ID,
+		"parent", parent.ID, "snapshot", parent.Snapshot)
+	return clone.Pool.DetachParent(ctx, clone.ID, parent)
+}
+
+// copied reports whether a flatten has copied all that a clone reads from its parent: the parent does not know the clone any more. It
+// did when the clone was marked as live (graft), and nothing else than that makes it forget a clone that is neither half made nor deleted.
+func (s *Store) copied(ctx context.Context, clone image.Image) (bool, error) {
+	parent := clone.Header.Parent
+	mark := clone.Marks.Volume
+	if mark.State != image.Live && mark.State != image.Retired || mark.Source == nil || mark.Source.Image != parent.ID {
+		return false, nil
+	}
+	pool, err := s.place(ctx, clone.Where().Cluster, parent.PoolID, parent.Namespace)
+	if errors.Is(err, fault.NotFound) {
+		return false, nil // it cannot be asked
+	}
+	if err != nil {
+		return false, err
+	}
+	children, err := pool.Children(ctx, parent.ID, parent.Snapshot)
+	return err == nil && !slices.Contains(children, childOf(clone)), err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"syscall"
+	"time"
 
 	"github.com/rbd-csi/rbd-csi/pkg/fault"
 	"github.com/rbd-csi/rbd-csi/pkg/rbd"
@@ -28,7 +29,37 @@ func (p *pool) AttachParent(ctx context.Context, id string, parent rbd.Parent) e
 		if !is(err, syscall.EEXIST, syscall.ENOEXEC) {
 			return err
 		}
-		return a.attached(id, parent)
+		header, err := a.header(id)
+		if err != nil {
+			return err
+		}
+		return attached(header, parent)
+	})
+}
+
+// DetachParent implements rbd.Copies. The class takes away whatever parent there is, so it is compared before; a clone gets no other in
+// between. Who has the image open is notified, to read its header again.
+func (p *pool) DetachParent(ctx context.Context, id string, parent rbd.Parent) error {
+	return do(ctx, p, "detach the parent of "+id, func(a at) error {
+		header, err := a.header(id)
+		if err != nil || header.Whole && !header.HasParent {
+			return err
+		}
+		if err := attached(header, parent); err != nil {
+			return err
+		}
+		err = a.write(headerPrefix+id, func(op *writeOp) {
+			op.assertExists()
+			op.exec(class, "parent_detach", nil)
+		})
+		if err != nil && !is(err, syscall.ENOENT) {
+			return err
+		}
+		_, _, err = a.NotifyWithTimeout(headerPrefix+id, nil, time.Second)
+		if is(err, syscall.ETIMEDOUT) { // who does not answer reads it when it can
+			return nil
+		}
+		return err
 	})
 }
 
@@ -42,20 +73,13 @@ func attachment(parent rbd.Parent) []byte {
 }
 
 // attached says why a header refused a parent; nil when it has that parent already.
-// The overlap does not tell parents apart: it shrinks with the image.
-func (a at) attached(id string, parent rbd.Parent) error {
-	header, err := a.header(id)
-	if err != nil {
-		return err
-	}
-	known := header.Parent
-	known.Overlap = parent.Overlap
+func attached(header rbd.Header, parent rbd.Parent) error {
 	switch {
 	case !header.Whole:
 		return fmt.Errorf("%w: its header has no layout", fault.NotFound)
 	case !header.Layout.Features.Has(rbd.Layering):
 		return fmt.Errorf("%w: the image lacks the feature layering", fault.Unsupported)
-	case header.HasParent && known == parent:
+	case header.HasParent && header.Parent.Is(parent):
 		return nil
 	}
 	return fmt.Errorf("%w: another parent, %s of pool %d, snapshot %d",

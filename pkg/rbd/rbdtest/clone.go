@@ -27,9 +27,7 @@ func (h *handle) AttachParent(ctx context.Context, id string, parent rbd.Parent)
 		}
 		parent.Overlap = min(parent.Overlap, stored.Layout.Bytes)
 		if stored.HasParent {
-			known := stored.Parent
-			known.Overlap = parent.Overlap // shrinks with the image, and says nothing of which parent it is
-			if known != parent {
+			if !stored.Parent.Is(parent) {
 				return fmt.Errorf("another parent: %w", fault.Exists)
 			}
 			h.process.cost(1) // to compare
@@ -38,6 +36,36 @@ func (h *handle) AttachParent(ctx context.Context, id string, parent rbd.Parent)
 		stored.HasParent, stored.Parent = true, parent
 		return nil
 	})
+}
+
+// DetachParent implements rbd.Copies.
+func (h *handle) DetachParent(ctx context.Context, id string, parent rbd.Parent) error {
+	return h.make(ctx, "DetachParent", id, func(s *space) error {
+		stored, found := s.headers[id]
+		if !found || !stored.Whole {
+			return fault.NotFound
+		}
+		if !stored.HasParent {
+			return nil
+		}
+		if !stored.Parent.Is(parent) {
+			return fmt.Errorf("another parent: %w", fault.Exists)
+		}
+		h.process.cost(2) // to compare, and to notify
+		stored.detach()
+		return nil
+	})
+}
+
+// detach takes the parent away, with deep-flatten that of the snapshots too.
+func (h *header) detach() {
+	h.HasParent, h.Parent = false, rbd.Parent{}
+	if !h.Layout.Features.Has(rbd.DeepFlatten) {
+		return
+	}
+	for _, taken := range h.snapshots {
+		taken.hasParent, taken.parent = false, rbd.Parent{}
+	}
 }
 
 // AddChild implements rbd.Copies.
@@ -95,16 +123,22 @@ func (h *handle) Flatten(ctx context.Context, id string) error {
 		if _, err := h.open(s, id); err != nil {
 			return err
 		}
-		if s.data[id] == nil {
-			s.data[id] = objects{}
-		}
-		copied := objects{}
-		if err := now.copyUp(s.data[id], copied); err != nil {
+		copied, err := s.copyUp(id, now)
+		if err != nil {
 			return err
 		}
 		h.process.cost(2 * len(copied))
 		return s.part(s.headers[id], copied)
 	})
+}
+
+// copyUp copies what an image reads from its parent, and returns the copies.
+func (s *space) copyUp(id string, now state) (copied objects, err error) {
+	if s.data[id] == nil {
+		s.data[id] = objects{}
+	}
+	copied = objects{}
+	return copied, now.copyUp(s.data[id], copied)
 }
 
 // part ends what an image has with its parent that got copies of the parent's objects.
@@ -118,11 +152,10 @@ func (s *space) part(h *header, copied objects) error {
 			if err := old.copyUp(taken.data, copied); err != nil {
 				return err
 			}
-			taken.hasParent, taken.parent = false, rbd.Parent{}
 		}
 	}
 	h.kept = h.Parent
-	h.HasParent, h.Parent = false, rbd.Parent{}
+	h.detach()
 	s.unkeep(h)
 	return nil
 }

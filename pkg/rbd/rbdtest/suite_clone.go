@@ -89,6 +89,7 @@ func cloneCases() []trialCase {
 		}},
 		{"half made", testHalfClones},
 		{"forgotten", testRemoveChild},
+		{"parted from its parent", testDetachParent},
 		{"its parent is gone", testOrphan},
 		{"what librbd made", func(t *trial) {
 			source := t.disk("a", mapped())
@@ -285,6 +286,45 @@ func testRemoveChild(t *trial) {
 	t.ok(t.pool.RemoveChild(ctx, source.id, s.ID, lost))
 	t.drop(source)
 	t.ok(t.pool.RemoveChild(ctx, source.id, s.ID, lost))
+}
+
+// testDetachParent parts clones that have what they need, whether their parent is there or not.
+func testDetachParent(t *trial) {
+	for _, gone := range []string{"", "snapshot", "image"} {
+		ctx, source := t.Context(), t.disk("a", mapped())
+		t.writes(source, 5*mebibyte, "parent's")
+		s := t.snap(source, "s")
+		copied := t.clone("b", source, s, mapped())
+		t.writes(copied, 0, "own")
+		parent, other := t.parent(source, s), t.parent(source, s)
+		other.Snapshot++
+		t.is("DetachParent of another", t.pool.DetachParent(ctx, copied.id, other), fault.Exists)
+		t.parented(copied.id, parent)
+		t.ok(t.pool.RemoveChild(ctx, source.id, s.ID, t.child(copied.id)))
+		if gone != "" {
+			t.unsnap(source, s)
+		}
+		if gone == "image" {
+			t.drop(source)
+		}
+		for range 2 {
+			t.ok(t.pool.DetachParent(ctx, copied.id, parent))
+		}
+		if header, err := t.pool.Header(ctx, copied.id); header.HasParent || err != nil {
+			t.Errorf("header: got parent %+v, %v; want none", header.Parent, err)
+		}
+		t.reads(copied, 0, "own")
+		t.reads(copied, 5*mebibyte, "\x00\x00")
+		t.ok(t.pool.Flatten(ctx, copied.id))
+		t.drop(copied)
+		t.is("DetachParent, no such image", t.pool.DetachParent(ctx, copied.id, parent), fault.NotFound)
+		if gone == "" {
+			t.unsnap(source, s)
+		}
+		if gone != "image" {
+			t.drop(source)
+		}
+	}
 }
 
 // testOrphan holds that a clone without its parent is not said to be missing: who is told so would

@@ -236,6 +236,18 @@ func (c *Ceph) Trash(image volid.Image) error {
 	})
 }
 
+// CopyUp copies what an image reads from its parent, as Flatten does before it parts them.
+func (c *Ceph) CopyUp(image volid.Image) error {
+	return c.image(image, func(s *space, id string, _ *header) error {
+		now, err := s.state(id, 0)
+		if err != nil {
+			return err
+		}
+		_, err = s.copyUp(id, now)
+		return err
+	})
+}
+
 // HalfTrash implements Tools.
 func (c *Ceph) HalfTrash(image volid.Image) error {
 	return c.image(image, func(s *space, id string, h *header) error {
