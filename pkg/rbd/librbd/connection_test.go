@@ -479,6 +479,29 @@ func TestMonitorsFreeze(t *testing.T) {
 		func() string { return fmt.Sprintf("after the thaw: %v", err) })
 }
 
+// TestOSDRestarts kills the only OSD under a connection that has nothing to do and an old map, for so long that
+// it is seldom tried any more, and starts it again at another address.
+func TestOSDRestarts(t *testing.T) {
+	l := ownLab(t, ceph.Options{})
+	p := l.open(t, l.place())
+	id := create(t, p, "a", mapped())
+	l.run(t, "osd", "set", "noout") // another map
+	if err := l.Kill(t.Context(), "osd.0"); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(7 * time.Second)
+	if err := l.Restart(t.Context(), "osd.0"); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	got, err := p.FindName(t.Context(), "a")
+	if took := time.Since(began); got != id || err != nil || took > 10*time.Second {
+		t.Errorf("FindName: got %q, %v after %s; want %q within 10 s", got, err, took, id)
+	} else {
+		t.Logf("found after %s", took)
+	}
+}
+
 // TestFullPool sets a quota and fills it.
 func TestFullPool(t *testing.T) {
 	l := newLab(t)

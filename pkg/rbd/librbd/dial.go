@@ -106,7 +106,7 @@ func configure(conn *rados.Conn, access cluster.Access, connect, operation time.
 			return fmt.Errorf("%w: set the option %s: %w", fault.Internal, one.option, err)
 		}
 	}
-	for _, option := range frugal() {
+	for _, option := range append(frugal(), attentive()...) {
 		// An option that this release does not know is one that it does not need.
 		_ = conn.SetConfigOption(option[0], option[1])
 	}
@@ -131,6 +131,15 @@ func frugal() [][2]string {
 		options = append(options, [2]string{"debug_" + subsystem, "0/0"})
 	}
 	return options
+}
+
+// attentive are options with which a client soon finds an OSD that was restarted. librados has the address of each OSD from the map of
+// the cluster and, while it has nothing to do, no newer map: it tries the old address at intervals of up to 15 s (ms_max_backoff). That
+// there might be a newer map it thinks of at a tick, of an operation without an answer for objecter_timeout (Objecter::tick), by
+// default 5 and 10 s: requests that came 7 s after the OSD was killed were answered 15 s after it was back. A client that carries data
+// pings whom it watches at every tick, and asks for the next map too; this one watches nothing for long.
+func attentive() [][2]string {
+	return [][2]string{{"objecter_tick_interval", "1"}, {"objecter_timeout", "2"}}
 }
 
 func seconds(d time.Duration) string {
