@@ -80,9 +80,10 @@ func New(options Options) *Failover {
 }
 
 const (
-	// settle is how long a node has to be silent. A client that watches anew, because an OSD was restarted, is gone
-	// for less.
-	settle = 2 * time.Second
+	// settle is how long a node has to be silent, and glance the time between two looks meanwhile. An OSD that was
+	// restarted has its watchers on disk and waits for them (PrimaryLogPG::populate_obc_watchers); a client that
+	// watches anew, because it was not heard of for long, is gone for as long as that takes.
+	settle, glance = time.Second, time.Second / 2
 	// shortest and longest are the times between two looks at a node that is not ready: ever longer, a
 	// tenth of the time that it has not been ready.
 	shortest, longest = time.Second, 30 * time.Second
@@ -179,7 +180,7 @@ func (l *lostNode) next(after time.Duration) time.Duration {
 	}
 	// What was silent at each of these looks has to have been silent in between. The last of them is when it has been for long enough.
 	if rest := settle - time.Since(l.silent); rest > 0 {
-		return min(rest, shortest)
+		return min(rest, glance)
 	}
 	return shortest
 }

@@ -79,8 +79,9 @@ const stages = 3
 // write to sysfs, mkfs with the same options, and mount; and what it costs to stage a formatted volume
 // again, beside a write and mount. It is told and not judged: a guest's system calls are many times
 // as dear as those of a real machine, and a stage has more of them. So it also tells how long one operation
-// on an object takes there, of the kernel's own client, than which none is cheaper: a stage that is to shut nobody
-// out and to format nothing twice needs at least one more to look at the record, one to write it, and one to look at the device.
+// on an object takes there, by the kernel and by librados, and how far a stage would be from the bare sequence if it
+// cost nothing else: it looks at the record, writes its client there by compare-and-set, and looks at the device; and says
+// of a fresh volume before mkfs that it formats it, and after that it has.
 func TestStageCost(t *testing.T) {
 	if InGuest() {
 		t.Run("bare", func(t *testing.T) { newBench(t).bareStages(t) })
@@ -109,12 +110,33 @@ func TestStageCost(t *testing.T) {
 		bare[i], err = time.ParseDuration(match[i+1])
 		must(t, err)
 	}
-	bareFresh, bareAgain, operation := bare[0], bare[1], bare[2]
+	bareFresh, bareAgain, byKernel := bare[0], bare[1], bare[2]
 	t.Logf("stage of a fresh volume %s, bare %s, ratio %.2f; stage again %s, bare %s, ratio %.2f",
 		fresh, bareFresh, fresh.Seconds()/bareFresh.Seconds(), again, bareAgain, again.Seconds()/bareAgain.Seconds())
-	t.Logf("one operation of the kernel's takes %s: three of them alone make %.2f and %.2f of it",
-		operation, 1+3*operation.Seconds()/bareFresh.Seconds(), 1+3*operation.Seconds()/bareAgain.Seconds())
+	byLibrados := p.oneOperation(t)
+	needed := 2*byLibrados + byKernel
+	t.Logf("one operation takes the kernel %s and librados %s: those that a stage needs make %.2f of it, and again %.2f", byKernel, byLibrados,
+		1+(needed+2*byLibrados).Seconds()/bareFresh.Seconds(), 1+needed.Seconds()/bareAgain.Seconds())
 }
+
+// oneOperation has librados write blocks in the guest, one after the other, and returns the mean of what one takes.
+func (p *plant) oneOperation(t *testing.T) time.Duration {
+	t.Helper()
+	var said bytes.Buffer
+	err := p.guests[0].Run(t.Context(), &said, Command{
+		Arguments:   []string{"rados", "--pool", p.ceph.Pool(), "bench", "3", "write", "-b", "4096", "-t", "1"},
+		Environment: []string{"CEPH_CONF=" + p.ceph.Conf()},
+	})
+	match := latencyLine.FindStringSubmatch(said.String())
+	if err != nil || match == nil {
+		t.Fatalf("rados bench: %v: got %s, want a latency", err, said.String())
+	}
+	took, err := time.ParseDuration(match[1] + "s")
+	must(t, err)
+	return took.Round(time.Microsecond)
+}
+
+var latencyLine = regexp.MustCompile(`Average Latency\(s\):\s*(\S+)`)
 
 var bareLine = regexp.MustCompile(`bare fresh (\S+), again (\S+), one operation (\S+)`)
 
