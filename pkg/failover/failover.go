@@ -316,19 +316,19 @@ func (l *lostNode) fence(ctx context.Context, freed []volid.Image) {
 // id is the node's name in Ceph.
 func (l *lostNode) id() string { return volid.Node{Name: l.name}.String() }
 
-// move removes a pod, of which its controller makes another.
+// move removes a pod, of which its controller makes another, and tells why.
 func (l *lostNode) move(ctx context.Context, pod kubernetes.Pod) error {
+	if err := l.options.Kubernetes.RemovePod(ctx, pod); err != nil {
+		return fmt.Errorf("move pod %s off node %s: %w", pod, l.name, err)
+	}
+	l.options.Moved(pod)
+	klog.FromContext(ctx).Info("Removed a pod from a lost node", "pod", pod.String(), "node", l.name)
 	text := fmt.Sprintf("node %s is not ready, and has not been heard of by Ceph either; the pod is removed, and the next one gets its volumes elsewhere", l.name)
 	event := kubernetes.Event{Pod: pod, Warning: true, Reason: "NodeLost", Message: text}
 	// An event is for people; the pod moves without one as well.
 	if err := l.options.Kubernetes.Report(ctx, l.options.Driver, l.name, event); err != nil {
 		klog.FromContext(ctx).Error(err, "Tell of a pod that moves", "pod", pod.String())
 	}
-	if err := l.options.Kubernetes.RemovePod(ctx, pod); err != nil {
-		return fmt.Errorf("move pod %s off node %s: %w", pod, l.name, err)
-	}
-	l.options.Moved(pod)
-	klog.FromContext(ctx).Info("Removed a pod from a lost node", "pod", pod.String(), "node", l.name)
 	return nil
 }
 

@@ -33,6 +33,11 @@ type Client struct {
 // requestTime bounds how long one request may take: a page of a list is the largest.
 const requestTime = 30 * time.Second
 
+// perSecond and atOnce limit how many requests are sent. client-go's own limits, 5 and 10, are for a controller that follows
+// objects: to look at a lost node with 50 volumes and to move their pods are 150 requests. The API server shares itself fairly out among those
+// who ask.
+const perSecond, atOnce = 50, 200
+
 // InCluster returns a client of the cluster that this pod runs in, as the pod's service account.
 // fault.Unsupported: this process is in no pod, or in one without a token.
 func InCluster() (*Client, error) {
@@ -50,6 +55,7 @@ func New(config *rest.Config) (*Client, error) {
 	config.NegotiatedSerializer = serializer.NewCodecFactory(runtime.NewScheme()).WithoutConversion()
 	config.UserAgent = "rbd-csi"
 	config.Timeout = requestTime
+	config.QPS, config.Burst = perSecond, atOnce
 	api, err := rest.UnversionedRESTClientFor(config)
 	if err != nil {
 		return nil, fmt.Errorf("ask Kubernetes: %w: %w", fault.Invalid, err)

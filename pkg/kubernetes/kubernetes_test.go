@@ -95,6 +95,18 @@ func TestVolumes(t *testing.T) {
 	}
 }
 
+// TestManyRequests sends as many as a lost node with many volumes takes. With client-go's own limits they would take half a minute.
+func TestManyRequests(t *testing.T) {
+	client, _ := serve(t, map[string]string{"GET /api/v1/persistentvolumes/a": `{"metadata":{"name":"a"}}`})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for i := range 150 {
+		if _, err := client.Volume(ctx, "a"); err != nil {
+			t.Fatalf("request %d: %v", i, err)
+		}
+	}
+}
+
 func TestSnapshots(t *testing.T) {
 	client, _ := serve(t, map[string]string{
 		"GET /apis/snapshot.storage.k8s.io/v1/volumesnapshotcontents?continue=&limit=500": `{"items":[
