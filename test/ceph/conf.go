@@ -71,6 +71,8 @@ var globalSettings = []setting{
 	{"bluestore fsck on mkfs", "false"},
 	// Since 17 an OSD measures its disk for half a minute at its first start.
 	{"osd mclock skip benchmark", "true"},
+	// An OSD that is marked down for the sixth time in ten minutes ends itself. Tests mark one down that they had stopped.
+	{"osd max markdown count", "1000"},
 	// Nothing to learn about the class of a sparse file.
 	{"osd class update on start", "false"},
 
