@@ -139,7 +139,7 @@ func frugal() [][2]string {
 // default 5 and 10 s: requests that came 7 s after the OSD was killed were answered 15 s after it was back. A client that carries data
 // pings whom it watches at every tick, and asks for the next map too; this one watches nothing for long.
 func attentive() [][2]string {
-	return [][2]string{{"objecter_tick_interval", "1"}, {"objecter_timeout", "2"}}
+	return [][2]string{{"objecter_tick_interval", "2"}, {"objecter_timeout", "2"}}
 }
 
 func seconds(d time.Duration) string {
