@@ -68,10 +68,10 @@ type Memory struct {
 	Limit int64 `json:"limit"`
 }
 
-// noise is what an average may exceed its budget by: operations that were nobody's request, such as the ping of the watch
-// of an image that is open, every two seconds, or that were asked again because an answer came late with 32 in flight. A request
+// noise is what an average may exceed its budget by: ten operations in a batch of 40 that were nobody's
+// request, such as the refresh of a watch, or asked again because an answer came late with 32 in flight. A request
 // that costs one operation more exceeds it by 1.
-const noise = 0.5
+const noise = 0.25
 
 func (r Request) within() bool { return r.Budget == 0 || r.Operations <= r.Budget+noise }
 func (r Rate) within() bool    { return r.Ratio >= r.Least }
