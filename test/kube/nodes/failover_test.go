@@ -102,9 +102,9 @@ func (s *story) slowDown(pod string) {
 func (s *story) failOver(pod, sum string, loss loss) time.Duration {
 	before, node := s.lost(pod, loss)
 	since := time.Now()
-	s.ready(pod, before.Metadata.UID)
+	moved := s.moved(pod, before)
 	took := time.Since(since)
-	moved := s.elsewhere(pod, sum, before)
+	s.same("data of "+pod+" on another node", s.sum(pod), sum)
 	s.Logf("%s: %.1f s from NotReady to %s on %s", loss.name, took.Seconds(), pod, moved.Spec.NodeName)
 	s.inService(node) // taken back as soon as the volume was detached
 	s.back(node, loss)

@@ -123,13 +123,20 @@ func (s *story) lost(name string, loss loss) (pod, *kube.Guest) {
 	return before, node
 }
 
-// elsewhere waits until a pod has started on another node than before, with its data.
-func (s *story) elsewhere(name, sum string, before pod) pod {
+// moved waits until a pod has started on another node than before.
+func (s *story) moved(name string, before pod) pod {
 	s.Helper()
 	moved := s.ready(name, before.Metadata.UID)
 	if moved.Spec.NodeName == before.Spec.NodeName {
 		s.Fatalf("node of %s after %s was to be left: got the same", name, before.Spec.NodeName)
 	}
+	return moved
+}
+
+// elsewhere waits until a pod has started on another node than before, with its data.
+func (s *story) elsewhere(name, sum string, before pod) pod {
+	s.Helper()
+	moved := s.moved(name, before)
 	s.same("data of "+name+" on another node", s.sum(name), sum)
 	return moved
 }
