@@ -21,14 +21,10 @@ import (
 // That a node is silent does not say that it will not write any more: only Detach sees to that. It changes nothing, and takes
 // two operations, and two more if the node has not unstaged the volume.
 func (s *Store) Silent(ctx context.Context, handle volid.Image, node string) (bool, error) {
-	found, err := image.Find(ctx, s.clusters, handle, params.Credentials{})
-	if errors.Is(err, fault.NotFound) {
-		return true, nil
-	}
+	found, over, err := s.had(ctx, handle, node)
 	if err != nil {
 		return false, fmt.Errorf("look whether node %s lives: %w", node, err)
 	}
-	over := leaving(found.Marks.Attachments, func(entry image.Attachment) bool { return entry.Node == node })
 	if over.clean() {
 		return true, nil
 	}
@@ -45,6 +41,15 @@ func (s *Store) Silent(ctx context.Context, handle volid.Image, node string) (bo
 	return true, nil
 }
 
+// had returns a volume, and what it would be about to detach it from a node: nothing when the volume is gone.
+func (s *Store) had(ctx context.Context, handle volid.Image, node string) (image.Image, departure, error) {
+	found, err := image.Find(ctx, s.clusters, handle, params.Credentials{})
+	if errors.Is(err, fault.NotFound) {
+		return image.Image{}, departure{}, nil
+	}
+	return found, leaving(found.Marks.Attachments, func(entry image.Attachment) bool { return entry.Node == node }), err
+}
+
 // writes reports whether a node's client writes, and so watches the image.
 func writes(entry image.Attachment) bool { return !entry.ReadOnly || entry.Replays }
 
@@ -55,15 +60,12 @@ func writes(entry image.Attachment) bool { return !entry.ReadOnly || entry.Repla
 // Only a node that has been given up may be fenced in this way: nobody is asked and nobody is waited for. A volume that is not there, not attached
 // to the node or unstaged there is success. It may be called again. Two operations, and two more to shut a client out.
 func (s *Store) FenceNode(ctx context.Context, handle volid.Image, node string) error {
-	found, err := image.Find(ctx, s.clusters, handle, params.Credentials{})
-	if errors.Is(err, fault.NotFound) {
-		return nil
-	}
+	found, over, err := s.had(ctx, handle, node)
 	if err != nil {
 		return fmt.Errorf("fence node %s: %w", node, err)
 	}
-	for _, entry := range found.Marks.Attachments.Nodes {
-		if entry.Node != node || entry.Client == "" {
+	for _, entry := range over.entries {
+		if entry.Client == "" {
 			continue
 		}
 		if err := s.fence(ctx, found, target{client: entry.Client, entry: entry}); err != nil {
