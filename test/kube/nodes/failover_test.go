@@ -2,12 +2,15 @@ package nodes_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/rbd-csi/rbd-csi/pkg/kubernetes"
 	"github.com/rbd-csi/rbd-csi/test/kube"
@@ -34,7 +37,7 @@ func TestFailover(t *testing.T) {
 	}
 	s := tell(t, "failover")
 	s.watchFor(8 * time.Second)
-	s.must(s.lab.Upgrade(t.Context(), map[string]any{
+	s.Must(s.Lab.Upgrade(t.Context(), map[string]any{
 		// One controller on each node, so that one is left. That of a lost node stays there for five minutes, as by default: when another
 		// starts, its containers have the whole processor of a guest.
 		"controller": map[string]any{"failover": true, "replicas": 2, "tolerations": []any{patient("not-ready"), patient("unreachable")}},
@@ -42,10 +45,10 @@ func TestFailover(t *testing.T) {
 		// not ready; here it is after 8 s.
 		"sidecars": map[string]any{"leaderElection": map[string]any{"leaseDuration": "7s", "renewDeadline": "5s", "retryPeriod": "2s"}},
 	}))
-	t.Cleanup(func() { s.must(s.lab.Upgrade(context.WithoutCancel(t.Context()), nil)) })
-	s.apply(set)
-	s.ready("db-0", "")
-	s.ready("db-1", "")
+	t.Cleanup(func() { s.Must(s.Lab.Upgrade(context.WithoutCancel(t.Context()), nil)) })
+	s.Apply(set)
+	s.Ready("db-0")
+	s.Ready("db-1")
 	s.fill("db-0")
 	sum := s.fill("db-1")
 	s.slowDown("db-1")
@@ -75,25 +78,25 @@ func within(sorted []time.Duration, limit time.Duration) int {
 func (s *story) watchFor(silent time.Duration) {
 	s.Helper()
 	const key = "osd_client_watch_timeout"
-	_, err := s.lab.Ceph.Ceph(s.Context(), "config", "set", "osd", key, strconv.Itoa(int(silent.Seconds())))
-	s.must(err)
+	_, err := s.Lab.Ceph.Ceph(s.Context(), "config", "set", "osd", key, strconv.Itoa(int(silent.Seconds())))
+	s.Must(err)
 	s.Cleanup(func() {
-		_, err := s.lab.Ceph.Ceph(context.WithoutCancel(s.Context()), "config", "rm", "osd", key)
-		s.must(err)
+		_, err := s.Lab.Ceph.Ceph(context.WithoutCancel(s.Context()), "config", "rm", "osd", key)
+		s.Must(err)
 	})
 }
 
 // slowDown freezes the node of a pod for a moment.
 func (s *story) slowDown(pod string) {
 	s.Helper()
-	before := s.pod(pod)
-	node, err := s.lab.Kube.Guest(before.Spec.NodeName)
-	s.must(err)
-	s.must(node.Freeze())
+	before := s.Pod(pod)
+	node, err := s.Lab.Kube.Guest(before.Spec.NodeName)
+	s.Must(err)
+	s.Must(node.Freeze())
 	time.Sleep(slow)
-	s.must(node.Thaw())
-	s.must(node.WaitReady(s.Context()))
-	s.same("pod "+pod+" on a node that was slow", s.ready(pod, "").Metadata.UID, before.Metadata.UID)
+	s.Must(node.Thaw())
+	s.Must(node.WaitReady(s.Context()))
+	s.Same("pod "+pod+" on a node that was slow", string(s.Ready(pod).UID), string(before.UID))
 	s.inService(node)
 }
 
@@ -104,7 +107,7 @@ func (s *story) failOver(pod, sum string, loss loss) time.Duration {
 	since := time.Now()
 	moved := s.moved(pod, before)
 	took := time.Since(since)
-	s.same("data of "+pod+" on another node", s.sum(pod), sum)
+	s.Same("data of "+pod+" on another node", s.sum(pod), sum)
 	s.Logf("%s: %.1f s from NotReady to %s on %s", loss.name, took.Seconds(), pod, moved.Spec.NodeName)
 	s.inService(node) // taken back as soon as the volume was detached
 	s.back(node, loss)
@@ -115,8 +118,12 @@ func (s *story) failOver(pod, sum string, loss loss) time.Duration {
 // inService waits until a node has the taint out-of-service no more.
 func (s *story) inService(node *kube.Guest) {
 	s.Helper()
-	s.await(node.Name()+" is in service", func(ctx context.Context) (bool, string, error) {
-		out, err := s.lab.Kube.Kubectl(ctx, nil, "get", "node", node.Name(), "-o", "jsonpath={.spec.taints[*].key}")
-		return !strings.Contains(out, kubernetes.OutOfService), "its taints are " + out, err
+	s.Await(node.Name()+" is in service", func(ctx context.Context) (bool, string, error) {
+		object, err := s.API.CoreV1().Nodes().Get(ctx, node.Name(), metav1.GetOptions{})
+		if err != nil {
+			return false, "", err
+		}
+		isOut := func(taint corev1.Taint) bool { return taint.Key == kubernetes.OutOfService }
+		return !slices.ContainsFunc(object.Spec.Taints, isOut), fmt.Sprintf("its taints are %v", object.Spec.Taints), nil
 	})
 }

@@ -11,29 +11,29 @@ import (
 // nothing is fenced: the volume was unmapped in order.
 func TestDrain(t *testing.T) {
 	s := tell(t, "drain")
-	s.apply(set)
-	s.ready("db-0", "")
-	before := s.ready("db-1", "")
+	s.Apply(set)
+	s.Ready("db-0")
+	before := s.Ready("db-1")
 	s.fill("db-0")
 	sum := s.fill("db-1")
-	node, err := s.lab.Kube.Guest(before.Spec.NodeName)
-	s.must(err)
+	node, err := s.Lab.Kube.Guest(before.Spec.NodeName)
+	s.Must(err)
 	fences := s.fences()
 
-	s.kubectl("drain", node.Name(), "--pod-selector", "app=db", "--ignore-daemonsets", "--force", "--timeout", limit.String())
+	s.Kubectl("drain", node.Name(), "--pod-selector", "app=db", "--ignore-daemonsets", "--force", "--timeout", limit.String())
 	moved := s.elsewhere("db-1", sum, before)
 	s.mapped(node, 0)
-	s.same("clients that were fenced", s.fences(), fences)
+	s.Same("clients that were fenced", s.fences(), fences)
 
-	s.kubectl("uncordon", node.Name())
+	s.Kubectl("uncordon", node.Name())
 	s.returns("db-1", sum, node, moved)
 }
 
 // fences returns which clients Ceph keeps out.
 func (s *story) fences() string {
 	s.Helper()
-	out, err := s.lab.Ceph.Ceph(s.Context(), "osd", "blocklist", "ls")
-	s.must(err)
+	out, err := s.Lab.Ceph.Ceph(s.Context(), "osd", "blocklist", "ls")
+	s.Must(err)
 	return out
 }
 
@@ -41,63 +41,63 @@ func (s *story) fences() string {
 // starts when the first is gone.
 func TestSecondWriter(t *testing.T) {
 	s := tell(t, "second-writer")
-	nodes := s.lab.Kube.Nodes()
-	s.apply(claim("disk", "ReadWriteOnce", ""))
-	s.apply(podOn("first", nodes[0], "disk", mounted))
-	s.ready("first", "")
+	nodes := s.Lab.Kube.Nodes()
+	s.Apply(claim("disk", "ReadWriteOnce", ""))
+	s.Apply(podOn("first", nodes[0], "disk", mounted))
+	s.Ready("first")
 	sum := s.fill("first")
-	s.apply(podOn("second", nodes[1], "disk", mounted))
-	s.await("the second pod is told that the volume is attached elsewhere", func(ctx context.Context) (bool, string, error) {
-		out, err := s.lab.Kube.Kubectl(ctx, nil, "--namespace", s.namespace, "describe", "pod", "second")
+	s.Apply(podOn("second", nodes[1], "disk", mounted))
+	s.Await("the second pod is told that the volume is attached elsewhere", func(ctx context.Context) (bool, string, error) {
+		out, err := s.Lab.Kube.Kubectl(ctx, nil, "--namespace", s.Namespace, "describe", "pod", "second")
 		return strings.Contains(out, "Volume is already used by pod(s) first"), "it is told:\n" + out, err
 	})
-	s.kubectl("delete", "pod", "first")
-	s.ready("second", "")
-	s.same("data in the second pod", s.sum("second"), sum)
+	s.Kubectl("delete", "pod", "first")
+	s.Ready("second")
+	s.Same("data in the second pod", s.sum("second"), sum)
 }
 
 // TestReadOnlyMany has pods on both nodes read a copy at once, while its source is written on. It is a copy of a filesystem in use, so
 // one of the nodes has to replay its journal first.
 func TestReadOnlyMany(t *testing.T) {
 	s := tell(t, "read-only-many")
-	nodes := s.lab.Kube.Nodes()
-	s.apply(claim("source", "ReadWriteOnce", ""))
-	s.apply(podOn("writer", nodes[0], "source", mounted))
-	s.ready("writer", "")
+	nodes := s.Lab.Kube.Nodes()
+	s.Apply(claim("source", "ReadWriteOnce", ""))
+	s.Apply(podOn("writer", nodes[0], "source", mounted))
+	s.Ready("writer")
 	sum := s.fill("writer")
-	s.apply(claim("copy", "ReadOnlyMany", "dataSource: {kind: PersistentVolumeClaim, name: source}"))
-	s.kubectl("wait", "pvc/copy", "--for", "jsonpath={.status.phase}=Bound", "--timeout", limit.String())
+	s.Apply(claim("copy", "ReadOnlyMany", "dataSource: {kind: PersistentVolumeClaim, name: source}"))
+	s.Kubectl("wait", "pvc/copy", "--for", "jsonpath={.status.phase}=Bound", "--timeout", limit.String())
 	for i, node := range nodes {
-		s.apply(podOn(fmt.Sprint("reader-", i), node, "copy", mounted))
+		s.Apply(podOn(fmt.Sprint("reader-", i), node, "copy", mounted))
 	}
 	s.fill("writer")
 	for i := range nodes {
 		reader := fmt.Sprint("reader-", i)
-		s.ready(reader, "")
-		s.same("data in "+reader, s.sum(reader), sum)
-		s.same("word of "+reader+" when it writes", strings.TrimSpace(s.kubectl("exec", reader, "--", "sh", "-c", "touch /data/mine 2>/dev/null || echo refused")), "refused")
+		s.Ready(reader)
+		s.Same("data in "+reader, s.sum(reader), sum)
+		s.Same("word of "+reader+" when it writes", strings.TrimSpace(s.Kubectl("exec", reader, "--", "sh", "-c", "touch /data/mine 2>/dev/null || echo refused")), "refused")
 	}
 }
 
 // TestSharedBlock has pods on both nodes write one raw block volume, each its own block, and read the other's.
 func TestSharedBlock(t *testing.T) {
 	s := tell(t, "shared-block")
-	nodes := s.lab.Kube.Nodes()
-	s.apply(claim("disk", "ReadWriteMany", "volumeMode: Block"))
+	nodes := s.Lab.Kube.Nodes()
+	s.Apply(claim("disk", "ReadWriteMany", "volumeMode: Block"))
 	pods := make([]string, len(nodes))
 	for i, node := range nodes {
 		pods[i] = fmt.Sprint("half-", i)
-		s.apply(podOn(pods[i], node, "disk", raw))
+		s.Apply(podOn(pods[i], node, "disk", raw))
 	}
 	for i, pod := range pods {
-		s.ready(pod, "")
-		s.kubectl("exec", pod, "--", "sh", "-c", fmt.Sprintf("echo of-%s | dd of=/dev/xvda bs=4096 seek=%d conv=sync,fsync 2>/dev/null", pod, i))
+		s.Ready(pod)
+		s.Kubectl("exec", pod, "--", "sh", "-c", fmt.Sprintf("echo of-%s | dd of=/dev/xvda bs=4096 seek=%d conv=sync,fsync 2>/dev/null", pod, i))
 	}
 	for _, pod := range pods {
 		for i, other := range pods {
 			// What a node has in its page cache of another's block is old; it is read past it.
-			got := s.kubectl("exec", pod, "--", "sh", "-c", fmt.Sprintf("dd if=/dev/xvda iflag=direct bs=4096 skip=%d count=1 2>/dev/null | tr -d '\\000'", i))
-			s.same(fmt.Sprintf("block %d, as %s reads it", i, pod), strings.TrimSpace(got), "of-"+other)
+			got := s.Kubectl("exec", pod, "--", "sh", "-c", fmt.Sprintf("dd if=/dev/xvda iflag=direct bs=4096 skip=%d count=1 2>/dev/null | tr -d '\\000'", i))
+			s.Same(fmt.Sprintf("block %d, as %s reads it", i, pod), strings.TrimSpace(got), "of-"+other)
 		}
 	}
 }

@@ -45,8 +45,8 @@ subjects: [{kind: ServiceAccount, name: backup}]
 func TestChangedBlocks(t *testing.T) {
 	t.Parallel()
 	s := tell(t, "changed-blocks")
-	s.apply(reader + "---\n" + claim{name: "disk", size: "64Mi", spec: "volumeMode: Block"}.String() + "---\n" + blockPod("writer"))
-	s.ready("writer")
+	s.Apply(reader + "---\n" + claim{name: "disk", size: "64Mi", spec: "volumeMode: Block"}.String() + "---\n" + blockPod("writer"))
+	s.Ready("writer")
 	s.writesObject(2)
 	first := s.takes("first", "disk")
 	s.writesObject(5)
@@ -63,7 +63,7 @@ func TestChangedBlocks(t *testing.T) {
 	})
 	s.part("who may not read the snapshots is not told", func(s *story) {
 		stream, err := client.GetMetadataAllocated(s.Context(), &api.GetMetadataAllocatedRequest{
-			SecurityToken: s.token("default", audience), Namespace: s.namespace, SnapshotName: "first",
+			SecurityToken: s.token("default", audience), Namespace: s.Namespace, SnapshotName: "first",
 		})
 		if err == nil {
 			_, err = stream.Recv()
@@ -80,13 +80,13 @@ const objectSize = 4 << 20
 // writesObject fills one object of the device with random bytes.
 func (s *story) writesObject(n int) {
 	s.Helper()
-	s.sh("writer", fmt.Sprintf("dd if=/dev/urandom of=/dev/xvda bs=%d seek=%d count=1 conv=fsync 2>/dev/null", objectSize, n))
+	s.Sh("writer", fmt.Sprintf("dd if=/dev/urandom of=/dev/xvda bs=%d seek=%d count=1 conv=fsync 2>/dev/null", objectSize, n))
 }
 
 // snapshotHandle is the driver's handle of a snapshot.
 func (s *story) snapshotHandle(object snapshotObject) string {
 	s.Helper()
-	return s.kubectl("get", "volumesnapshotcontent", object.Status.Content, "--output", "jsonpath={.status.snapshotHandle}")
+	return s.Kubectl("get", "volumesnapshotcontent", object.Status.Content, "--output", "jsonpath={.status.snapshotHandle}")
 }
 
 // metadataService finds the service by its object, and connects to it. Names of services are known in pods only, so the name is
@@ -100,18 +100,18 @@ func (s *story) metadataService() (client api.SnapshotMetadataClient, audience s
 			CACert   []byte `json:"caCert"`
 		} `json:"spec"`
 	}
-	s.must(json.Unmarshal([]byte(s.kubectl("get", "snapshotmetadataservice", lab.Driver, "--output", "json")), &service))
+	s.Must(json.Unmarshal([]byte(s.Kubectl("get", "snapshotmetadataservice", lab.Driver, "--output", "json")), &service))
 	host, port, err := net.SplitHostPort(service.Spec.Address)
-	s.must(err)
+	s.Must(err)
 	name, namespace, _ := strings.Cut(host, ".")
-	address := s.kubectl("get", "service", name, "--namespace", namespace, "--output", "jsonpath={.spec.clusterIP}")
+	address := s.Kubectl("get", "service", name, "--namespace", namespace, "--output", "jsonpath={.spec.clusterIP}")
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(service.Spec.CACert) {
 		s.Fatalf("caCert of the SnapshotMetadataService: got %q, want a certificate", service.Spec.CACert)
 	}
 	connection, err := grpc.NewClient("passthrough:///"+net.JoinHostPort(address, port), grpc.WithTransportCredentials(
 		credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: host, MinVersion: tls.VersionTLS12})))
-	s.must(err)
+	s.Must(err)
 	s.Cleanup(func() {
 		if err := connection.Close(); err != nil {
 			s.Errorf("close the connection: %v", err)
@@ -124,8 +124,8 @@ func (s *story) metadataService() (client api.SnapshotMetadataClient, audience s
 func (s *story) token(account, audience string) string {
 	s.Helper()
 	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: []string{audience}}}
-	token, err := s.api.CoreV1().ServiceAccounts(s.namespace).CreateToken(s.Context(), account, request, metav1.CreateOptions{})
-	s.must(err)
+	token, err := s.API.CoreV1().ServiceAccounts(s.Namespace).CreateToken(s.Context(), account, request, metav1.CreateOptions{})
+	s.Must(err)
 	return token.Status.Token
 }
 
@@ -133,9 +133,9 @@ func (s *story) token(account, audience string) string {
 func (s *story) allocated(client api.SnapshotMetadataClient, token, snapshot string) []*api.BlockMetadata {
 	s.Helper()
 	stream, err := client.GetMetadataAllocated(s.Context(), &api.GetMetadataAllocatedRequest{
-		SecurityToken: token, Namespace: s.namespace, SnapshotName: snapshot, MaxResults: 1,
+		SecurityToken: token, Namespace: s.Namespace, SnapshotName: snapshot, MaxResults: 1,
 	})
-	s.must(err)
+	s.Must(err)
 	return blocks(s, stream)
 }
 
@@ -143,9 +143,9 @@ func (s *story) allocated(client api.SnapshotMetadataClient, token, snapshot str
 func (s *story) changed(client api.SnapshotMetadataClient, token, base, target string) []*api.BlockMetadata {
 	s.Helper()
 	stream, err := client.GetMetadataDelta(s.Context(), &api.GetMetadataDeltaRequest{
-		SecurityToken: token, Namespace: s.namespace, BaseSnapshotId: base, TargetSnapshotName: target,
+		SecurityToken: token, Namespace: s.Namespace, BaseSnapshotId: base, TargetSnapshotName: target,
 	})
-	s.must(err)
+	s.Must(err)
 	return blocks(s, stream)
 }
 
@@ -161,7 +161,7 @@ func blocks[T interface{ GetBlockMetadata() []*api.BlockMetadata }](s *story, st
 		if errors.Is(err, io.EOF) {
 			return all
 		}
-		s.must(err)
+		s.Must(err)
 		all = append(all, answer.GetBlockMetadata()...)
 	}
 }
@@ -175,5 +175,5 @@ func (s *story) sameObjects(what string, pieces []*api.BlockMetadata, want ...in
 			got = append(got, int(offset/objectSize))
 		}
 	}
-	s.same(what+", objects", fmt.Sprint(got), fmt.Sprint(want))
+	s.Same(what+", objects", fmt.Sprint(got), fmt.Sprint(want))
 }

@@ -104,7 +104,7 @@ func (s *story) list(ctx context.Context, kinds, namespace string) ([]snapshotOb
 	if namespace != "" {
 		args = append(args, "--namespace", namespace)
 	}
-	out, err := s.lab.Kube.Kubectl(ctx, nil, args...)
+	out, err := s.Lab.Kube.Kubectl(ctx, nil, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -119,8 +119,8 @@ func (s *story) list(ctx context.Context, kinds, namespace string) ([]snapshotOb
 func (s *story) snapshotted(kind, name string) snapshotObject {
 	s.Helper()
 	var found snapshotObject
-	s.await(kind+" "+name+" is ready to use", func(ctx context.Context) (bool, string, error) {
-		list, err := s.list(ctx, kind, s.namespace)
+	s.Await(kind+" "+name+" is ready to use", func(ctx context.Context) (bool, string, error) {
+		list, err := s.list(ctx, kind, s.Namespace)
 		at := slices.IndexFunc(list, func(o snapshotObject) bool { return o.Metadata.Name == name })
 		if err != nil || at < 0 {
 			return false, "there is none", err
@@ -135,13 +135,13 @@ func (s *story) snapshotted(kind, name string) snapshotObject {
 // takes makes a snapshot of a claim and waits until it can be used.
 func (s *story) takes(name, claim string) snapshotObject {
 	s.Helper()
-	s.apply(snapshot{name: name, claim: claim}.String())
+	s.Apply(snapshot{name: name, claim: claim}.String())
 	return s.snapshotted("volumesnapshot", name)
 }
 
 // rememberSnapshots notes which snapshots there are by now.
 func (s *story) rememberSnapshots(ctx context.Context) {
-	list, err := s.list(ctx, "volumesnapshots,volumegroupsnapshots", s.namespace)
+	list, err := s.list(ctx, "volumesnapshots,volumegroupsnapshots", s.Namespace)
 	if err != nil {
 		s.Errorf("list snapshots: %v", err)
 	}
@@ -158,11 +158,11 @@ func (s *story) remainingSnapshots(ctx context.Context) ([]string, error) {
 	}
 	var left []string
 	for _, content := range contents {
-		if content.Spec.Snapshot.Namespace == s.namespace || content.Spec.Group.Namespace == s.namespace {
+		if content.Spec.Snapshot.Namespace == s.Namespace || content.Spec.Group.Namespace == s.Namespace {
 			left = append(left, content.Kind+"/"+content.Metadata.Name)
 		}
 	}
-	index, err := s.lab.Index(ctx)
+	index, err := s.Lab.Index(ctx)
 	for _, key := range index {
 		for uid := range s.snapshots {
 			if strings.Contains(key, uid) {
@@ -176,7 +176,7 @@ func (s *story) remainingSnapshots(ctx context.Context) ([]string, error) {
 // gone waits until there is no VolumeSnapshot of that name, and no content of it.
 func (s *story) gone(object snapshotObject) {
 	s.Helper()
-	s.await("snapshot "+object.Metadata.Name+" is gone", func(ctx context.Context) (bool, string, error) {
+	s.Await("snapshot "+object.Metadata.Name+" is gone", func(ctx context.Context) (bool, string, error) {
 		contents, err := s.list(ctx, "volumesnapshotcontents", "")
 		there := slices.ContainsFunc(contents, func(o snapshotObject) bool { return o.Metadata.Name == object.Status.Content })
 		return !there, object.Status.Content + " is there", err
@@ -186,12 +186,12 @@ func (s *story) gone(object snapshotObject) {
 // rbdSnapshots are the snapshots that an image has, as Ceph sees it.
 func (s *story) rbdSnapshots(image string) []string {
 	s.Helper()
-	out, err := s.lab.Ceph.RBD(s.Context(), "snap", "ls", "--format", "json", lab.Pool+"/"+image)
-	s.must(err)
+	out, err := s.Lab.Ceph.RBD(s.Context(), "snap", "ls", "--format", "json", lab.Pool+"/"+image)
+	s.Must(err)
 	var list []struct {
 		Name string `json:"name"`
 	}
-	s.must(json.Unmarshal([]byte(out), &list))
+	s.Must(json.Unmarshal([]byte(out), &list))
 	var names []string
 	for _, snapshot := range list {
 		names = append(names, snapshot.Name)
@@ -204,10 +204,10 @@ func (s *story) rbdSnapshots(image string) []string {
 func (s *story) wholeCopy(pod string, least int) int {
 	s.Helper()
 	s.wholeLog(pod)
-	if bad := s.sh(pod, damaged); bad != "" {
+	if bad := s.Sh(pod, damaged); bad != "" {
 		s.Errorf("damaged blocks in %s: got %q, want none", pod, strings.Fields(bad))
 	}
-	n := len(strings.Fields(s.in(pod, "cat", "/data/log")))
+	n := len(strings.Fields(s.In(pod, "cat", "/data/log")))
 	if n < least {
 		s.Errorf("blocks in %s: got %d, want %d or more, which were there before the copy was asked for", pod, n, least)
 	}
@@ -217,8 +217,8 @@ func (s *story) wholeCopy(pod string, least int) int {
 // deletedImage waits until an image is not in the pool any more. It may be in the trash, for its copies or snapshots.
 func (s *story) deletedImage(name string) {
 	s.Helper()
-	s.await("image "+name+" is deleted", func(ctx context.Context) (bool, string, error) {
-		images, err := s.lab.Images(ctx)
+	s.Await("image "+name+" is deleted", func(ctx context.Context) (bool, string, error) {
+		images, err := s.Lab.Images(ctx)
 		return !slices.Contains(images, name), "it is there", err
 	})
 }
@@ -227,6 +227,6 @@ func (s *story) deletedImage(name string) {
 func (s *story) written(w *writer) int {
 	s.Helper()
 	n, err := w.count()
-	s.must(err)
+	s.Must(err)
 	return n
 }

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/rbd-csi/rbd-csi/test/kube/lab"
+	"github.com/rbd-csi/rbd-csi/test/kube/steps"
 )
 
 // claimsAtOnce is how many claims are made at once.
@@ -27,7 +28,7 @@ func TestControllerDies(t *testing.T) {
 	})
 	s.part("its pods are deleted by force", func(s *story) {
 		s.provisionsDespite("deleted", func() {
-			s.kubectl("delete", "pods", "--namespace", lab.Namespace, "--selector", "app.kubernetes.io/component=controller",
+			s.Kubectl("delete", "pods", "--namespace", lab.Namespace, "--selector", "app.kubernetes.io/component=controller",
 				"--force", "--grace-period", "0")
 		})
 	})
@@ -39,9 +40,9 @@ func (s *story) provisionsDespite(name string, disturb func()) {
 	s.Helper()
 	const osd = "osd.0"
 	before := s.images()
-	s.must(s.lab.Ceph.Freeze(s.Context(), osd))
+	s.Must(s.Lab.Ceph.Freeze(s.Context(), osd))
 	thaw := sync.OnceFunc(func() {
-		if err := s.lab.Ceph.Thaw(context.Background(), osd); err != nil {
+		if err := s.Lab.Ceph.Thaw(context.Background(), osd); err != nil {
 			s.Errorf("thaw %s: %v", osd, err)
 		}
 	})
@@ -50,7 +51,7 @@ func (s *story) provisionsDespite(name string, disturb func()) {
 	for i := range claimsAtOnce {
 		claims.WriteString(claim{name: fmt.Sprintf("%s-%d", name, i)}.String() + "---\n")
 	}
-	s.apply(claims.String())
+	s.Apply(claims.String())
 	s.beingMade(name)
 	disturb()
 	thaw()
@@ -63,7 +64,7 @@ func (s *story) provisionsDespite(name string, disturb func()) {
 	if got := s.images(); !slices.Equal(got, want) {
 		s.Errorf("images in the pool: got %q, want those of the volumes and no other, %q", got, want)
 	}
-	if trash, err := s.lab.Trash(s.Context()); err != nil || len(trash) > 0 {
+	if trash, err := s.Lab.Trash(s.Context()); err != nil || len(trash) > 0 {
 		s.Errorf("trash of the pool: got %q, error %v, want none", trash, err)
 	}
 }
@@ -71,8 +72,8 @@ func (s *story) provisionsDespite(name string, disturb func()) {
 // beingMade waits until the provisioner has begun with each claim, and checks that it is done with none.
 func (s *story) beingMade(name string) {
 	s.Helper()
-	s.await("all volumes are being made", func(ctx context.Context) (bool, string, error) {
-		events, err := s.api.CoreV1().Events(s.namespace).List(ctx, metav1.ListOptions{FieldSelector: "reason=Provisioning"})
+	s.Await("all volumes are being made", func(ctx context.Context) (bool, string, error) {
+		events, err := s.API.CoreV1().Events(s.Namespace).List(ctx, metav1.ListOptions{FieldSelector: "reason=Provisioning"})
 		if err != nil {
 			return false, "", err
 		}
@@ -85,7 +86,7 @@ func (s *story) beingMade(name string) {
 		return len(begun) == claimsAtOnce, fmt.Sprintf("%d are", len(begun)), nil
 	})
 	for i := range claimsAtOnce {
-		s.same("phase of a claim while Ceph stands still", string(s.claim(fmt.Sprintf("%s-%d", name, i)).Status.Phase), "Pending")
+		s.Same("phase of a claim while Ceph stands still", string(s.claim(fmt.Sprintf("%s-%d", name, i)).Status.Phase), "Pending")
 	}
 }
 
@@ -93,9 +94,9 @@ func (s *story) beingMade(name string) {
 func (s *story) controllersReady() {
 	s.Helper()
 	const replicas = 2
-	s.await("the controllers are ready", func(ctx context.Context) (bool, string, error) {
+	s.Await("the controllers are ready", func(ctx context.Context) (bool, string, error) {
 		pods, err := s.driverPods(ctx, "controller")
-		ready := slices.DeleteFunc(pods, func(pod corev1.Pod) bool { return !isReady(&pod) })
+		ready := slices.DeleteFunc(pods, func(pod corev1.Pod) bool { return !steps.IsReady(&pod) })
 		return len(ready) == replicas, fmt.Sprintf("%d of %d are", len(ready), replicas), err
 	})
 }

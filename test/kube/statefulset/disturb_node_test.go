@@ -11,13 +11,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/rbd-csi/rbd-csi/test/kube/lab"
+	"github.com/rbd-csi/rbd-csi/test/kube/steps"
 )
 
 // TestNodePluginRestarts takes the node plug-in away in every way that there is, under pods that write all the
 // while. What serves their volumes is not its pod, and must not notice.
 func TestNodePluginRestarts(t *testing.T) {
 	s := tell(t, "plugin-restarts")
-	s.apply(set{name: "log", replicas: 2, command: writing}.String())
+	s.Apply(set{name: "log", replicas: 2, command: writing}.String())
 	writers := []*writer{s.writes("log-0"), s.writes("log-1")}
 	workers := s.driverPod("workers")
 
@@ -26,21 +27,21 @@ func TestNodePluginRestarts(t *testing.T) {
 		cause func(*story)
 	}{
 		{"its pod is deleted", func(s *story) {
-			s.kubectl("delete", "pod", "--namespace", lab.Namespace, s.driverPod("node").Name)
+			s.Kubectl("delete", "pod", "--namespace", lab.Namespace, s.driverPod("node").Name)
 		}},
 		{"its process is killed", func(s *story) { s.kill("node") }},
 		{"its DaemonSet is restarted", func(s *story) {
-			s.kubectl("rollout", "restart", "daemonset/rbd-csi-node", "--namespace", lab.Namespace)
+			s.Kubectl("rollout", "restart", "daemonset/rbd-csi-node", "--namespace", lab.Namespace)
 		}},
 		{"the chart is upgraded with another value", func(s *story) {
-			s.must(s.lab.Upgrade(s.Context(), map[string]any{"node": map[string]any{"maxVolumes": 100}}))
+			s.Must(s.Lab.Upgrade(s.Context(), map[string]any{"node": map[string]any{"maxVolumes": 100}}))
 		}},
 		{"the chart and the driver are upgraded to another version", func(s *story) {
-			s.must(s.lab.UpgradeTo(s.Context(), nextVersion))
+			s.Must(s.Lab.UpgradeTo(s.Context(), nextVersion))
 			s.ofVersion("node", nextVersion)
 			s.ofVersion("controller", nextVersion)
 		}},
-		{"and back", func(s *story) { s.must(s.lab.Upgrade(s.Context(), nil)) }},
+		{"and back", func(s *story) { s.Must(s.Lab.Upgrade(s.Context(), nil)) }},
 	} {
 		s.part(disturbance.title, func(s *story) {
 			before := s.driverPod("node")
@@ -50,12 +51,12 @@ func TestNodePluginRestarts(t *testing.T) {
 				w.goesOn(s)
 				w.unharmed(s)
 			}
-			s.same("UID of the workers' pod", string(s.driverPod("workers").UID), string(workers.UID))
+			s.Same("UID of the workers' pod", string(s.driverPod("workers").UID), string(workers.UID))
 		})
 	}
 	s.part("then a deleted pod comes back to its log, and a new one starts", func(s *story) {
-		s.kubectl("delete", "pod", "log-0", "--wait=false")
-		s.readyAnew("log-0", string(writers[0].pod.UID))
+		s.Kubectl("delete", "pod", "log-0", "--wait=false")
+		s.ReadyAnew("log-0", string(writers[0].pod.UID))
 		s.writes("log-0").goesOn(s)
 		s.wholeLog("log-0")
 		s.scale("log", 3)
@@ -70,7 +71,7 @@ const nextVersion = "1000.0.0"
 func (s *story) ofVersion(component, version string) {
 	s.Helper()
 	pods, err := s.driverPods(s.Context(), component)
-	s.must(err)
+	s.Must(err)
 	for _, pod := range pods {
 		of := func(c corev1.Container) bool { return strings.HasSuffix(c.Image, "rbd-csi:"+version) }
 		if pod.DeletionTimestamp == nil && !slices.ContainsFunc(pod.Spec.Containers, of) {
@@ -82,24 +83,24 @@ func (s *story) ofVersion(component, version string) {
 // TestKubeletRestarts stops the kubelet under a pod that writes.
 func TestKubeletRestarts(t *testing.T) {
 	s := tell(t, "kubelet-restarts")
-	s.apply(set{name: "log", replicas: 1, command: writing}.String())
+	s.Apply(set{name: "log", replicas: 1, command: writing}.String())
 	w := s.writes("log-0")
 
 	s.part("the pod writes on without a kubelet", func(s *story) {
-		s.must(s.lab.Kube.StopKubelet(s.Context()))
+		s.Must(s.Lab.Kube.StopKubelet(s.Context()))
 		w.goesOn(s)
 	})
 	s.part("and with the new one", func(s *story) {
-		s.must(s.lab.Kube.StartKubelet(s.Context()))
-		s.must(s.lab.Kube.WaitReady(s.Context()))
-		s.must(s.lab.AwaitDriver(s.Context()))
-		s.ready("log-0")
+		s.Must(s.Lab.Kube.StartKubelet(s.Context()))
+		s.Must(s.Lab.Kube.WaitReady(s.Context()))
+		s.Must(s.Lab.AwaitDriver(s.Context()))
+		s.Ready("log-0")
 		w.goesOn(s)
 		w.unharmed(s)
 	})
 	s.part("which knows how to unmount what the old one mounted", func(s *story) {
-		s.kubectl("delete", "pod", "log-0", "--wait=false")
-		s.readyAnew("log-0", string(w.pod.UID))
+		s.Kubectl("delete", "pod", "log-0", "--wait=false")
+		s.ReadyAnew("log-0", string(w.pod.UID))
 		s.writes("log-0").goesOn(s)
 		s.wholeLog("log-0")
 	})
@@ -109,19 +110,19 @@ func TestKubeletRestarts(t *testing.T) {
 func (s *story) driverPod(component string) *corev1.Pod {
 	s.Helper()
 	var found *corev1.Pod
-	s.await("the driver has one pod "+component, func(ctx context.Context) (bool, string, error) {
+	s.Await("the driver has one pod "+component, func(ctx context.Context) (bool, string, error) {
 		pods, err := s.driverPods(ctx, component)
 		if err != nil || len(pods) != 1 {
 			return false, fmt.Sprintf("there are %d", len(pods)), err
 		}
 		found = &pods[0]
-		return isReady(found), "it is not ready", nil
+		return steps.IsReady(found), "it is not ready", nil
 	})
 	return found
 }
 
 func (s *story) driverPods(ctx context.Context, component string) ([]corev1.Pod, error) {
-	list, err := s.api.CoreV1().Pods(lab.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=" + component})
+	list, err := s.API.CoreV1().Pods(lab.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=" + component})
 	if err != nil {
 		return nil, err
 	}
@@ -132,15 +133,15 @@ func (s *story) driverPods(ctx context.Context, component string) ([]corev1.Pod,
 // container of it.
 func (s *story) replaced(before *corev1.Pod) {
 	s.Helper()
-	s.await("the node plug-in is another", func(ctx context.Context) (bool, string, error) {
+	s.Await("the node plug-in is another", func(ctx context.Context) (bool, string, error) {
 		pods, err := s.driverPods(ctx, "node")
 		if err != nil || len(pods) != 1 {
 			return false, fmt.Sprintf("there are %d pods of it", len(pods)), err
 		}
 		now := &pods[0]
-		return isReady(now) && containerOf(now) != containerOf(before), fmt.Sprintf("%s is %s", now.Name, now.Status.Phase), nil
+		return steps.IsReady(now) && containerOf(now) != containerOf(before), fmt.Sprintf("%s is %s", now.Name, now.Status.Phase), nil
 	})
-	s.must(s.lab.AwaitDriver(s.Context()))
+	s.Must(s.Lab.AwaitDriver(s.Context()))
 }
 
 // containerOf is the ID of a pod's first container.

@@ -12,14 +12,14 @@ import (
 // there, and the volumes outlast it.
 func TestUninstall(t *testing.T) {
 	s := tell(t, "uninstall")
-	s.apply(set{name: "keep", replicas: 1}.String())
-	s.ready("keep-0")
+	s.Apply(set{name: "keep", replicas: 1}.String())
+	s.Ready("keep-0")
 	volume := s.bound("data-keep-0")
-	s.sh("keep-0", "echo kept >/data/word && sync")
+	s.Sh("keep-0", "echo kept >/data/word && sync")
 	s.takes("before", "data-keep-0")
 
 	s.part("it is refused while a volume is attached, with the volume's name", func(s *story) {
-		err := s.lab.Uninstall(s.Context())
+		err := s.Lab.Uninstall(s.Context())
 		if err == nil || !strings.Contains(err.Error(), volume) {
 			s.Fatalf("helm uninstall with a running pod: got %v, want an error that names %s", err, volume)
 		}
@@ -28,26 +28,26 @@ func TestUninstall(t *testing.T) {
 	s.part("without pods it leaves nothing, and no finalizer that nobody removes", func(s *story) {
 		s.scale("keep", 0)
 		s.detached(volume)
-		s.must(s.lab.Uninstall(s.Context()))
+		s.Must(s.Lab.Uninstall(s.Context()))
 		s.nothingStuck()
 		s.hasImage(volume, true)
 	})
 	s.part("installed again, it finds the volume and its data, and the snapshot", func(s *story) {
-		s.must(s.lab.Upgrade(s.Context(), nil))
+		s.Must(s.Lab.Upgrade(s.Context(), nil))
 		s.scale("keep", 1)
-		s.same("the word in the volume", s.in("keep-0", "cat", "/data/word"), "kept")
-		s.same("volume of the claim", s.bound("data-keep-0"), volume)
-		s.apply(restored("copy", "before", "").String() + "---\n" + pod("copy", "copy", ""))
-		s.ready("copy")
-		s.same("the word in the copy", s.in("copy", "cat", "/data/word"), "kept")
+		s.Same("the word in the volume", s.In("keep-0", "cat", "/data/word"), "kept")
+		s.Same("volume of the claim", s.bound("data-keep-0"), volume)
+		s.Apply(restored("copy", "before", "").String() + "---\n" + pod("copy", "copy", ""))
+		s.Ready("copy")
+		s.Same("the word in the copy", s.In("copy", "cat", "/data/word"), "kept")
 	})
 }
 
 // detached waits until a volume is attached to no node.
 func (s *story) detached(volume string) {
 	s.Helper()
-	s.await("volume "+volume+" is detached", func(ctx context.Context) (bool, string, error) {
-		out, err := s.lab.Kube.Kubectl(ctx, nil, "get", "volumeattachments", "-o", "jsonpath={.items[*].spec.source.persistentVolumeName}")
+	s.Await("volume "+volume+" is detached", func(ctx context.Context) (bool, string, error) {
+		out, err := s.Lab.Kube.Kubectl(ctx, nil, "get", "volumeattachments", "-o", "jsonpath={.items[*].spec.source.persistentVolumeName}")
 		return !strings.Contains(out, volume), "attached are " + out, err
 	})
 }
@@ -56,15 +56,15 @@ func (s *story) detached(volume string) {
 func (s *story) nothingStuck() {
 	s.Helper()
 	const terminating = `jsonpath={range .items[?(@.metadata.deletionTimestamp)]}{.kind}/{.metadata.name} {end}`
-	s.await("no object is stuck in its deletion", func(ctx context.Context) (bool, string, error) {
-		out, err := s.lab.Kube.Kubectl(ctx, nil, "get", "--all-namespaces", "-o", terminating,
+	s.Await("no object is stuck in its deletion", func(ctx context.Context) (bool, string, error) {
+		out, err := s.Lab.Kube.Kubectl(ctx, nil, "get", "--all-namespaces", "-o", terminating,
 			"pods,persistentvolumeclaims,persistentvolumes,volumeattachments,csistoragecapacities,storageclasses,"+
 				"volumesnapshots,volumesnapshotcontents,volumegroupsnapshots,volumegroupsnapshotcontents")
 		return out == "", "there are " + out, err
 	})
-	left := s.kubectl("get", "--all-namespaces", "--output", "name", "--selector", "app.kubernetes.io/part-of="+lab.Release,
+	left := s.Kubectl("get", "--all-namespaces", "--output", "name", "--selector", "app.kubernetes.io/part-of="+lab.Release,
 		"csidrivers,storageclasses,clusterroles,clusterrolebindings,roles,rolebindings,serviceaccounts,deployments,daemonsets,"+
 			"pods,services,poddisruptionbudgets,validatingadmissionpolicies,validatingadmissionpolicybindings,"+
 			"volumesnapshotclasses,volumegroupsnapshotclasses,snapshotmetadataservices")
-	s.same("objects of the chart that are left", left, "")
+	s.Same("objects of the chart that are left", left, "")
 }

@@ -51,16 +51,16 @@ func TestGroupSnapshot(t *testing.T) {
 	t.Parallel()
 	s := tell(t, "group-snapshot")
 	claims := []string{"data-pair-0", "data-pair-1"}
-	s.apply(set{name: "pair", replicas: 2, command: checking}.String())
+	s.Apply(set{name: "pair", replicas: 2, command: checking}.String())
 	writers := []*writer{s.writes("pair-0"), s.writes("pair-1")}
-	s.kubectl("label", "persistentvolumeclaim", claims[0], claims[1], "group=pair")
-	s.apply(fmt.Sprintf(conductor, indent("          ", alternating)))
-	s.ready("conductor")
+	s.Kubectl("label", "persistentvolumeclaim", claims[0], claims[1], "group=pair")
+	s.Apply(fmt.Sprintf(conductor, indent("          ", alternating)))
+	s.Ready("conductor")
 	for _, w := range writers {
 		w.goesOn(s)
 	}
-	s.await("the conductor writes", func(ctx context.Context) (bool, string, error) {
-		out, err := s.lab.Kube.Kubectl(ctx, nil, "exec", "--namespace", s.namespace, "conductor", "--", "cat", "/two/step")
+	s.Await("the conductor writes", func(ctx context.Context) (bool, string, error) {
+		out, err := s.Lab.Kube.Kubectl(ctx, nil, "exec", "--namespace", s.Namespace, "conductor", "--", "cat", "/two/step")
 		n, _ := strconv.Atoi(strings.TrimSpace(out))
 		return n >= few, fmt.Sprintf("it is at step %d", n), err
 	})
@@ -90,11 +90,11 @@ func TestGroupSnapshot(t *testing.T) {
 			var steps []int
 			for j := range claims {
 				name := fmt.Sprintf("copy-%d-%d", i, j)
-				s.apply(restored(name, members[i][claims[j]], "").String() + "---\n" + pod(name, name, ""))
+				s.Apply(restored(name, members[i][claims[j]], "").String() + "---\n" + pod(name, name, ""))
 			}
 			for j := range claims {
 				name := fmt.Sprintf("copy-%d-%d", i, j)
-				s.ready(name)
+				s.Ready(name)
 				steps = append(steps, s.step(name))
 				if i == times-1 {
 					s.wholeCopy(name, least[j])
@@ -109,8 +109,8 @@ func TestGroupSnapshot(t *testing.T) {
 		for i := range times {
 			s.delete(fmt.Sprintf("volumegroupsnapshot/pair-%d", i))
 		}
-		s.await("the snapshots of the groups are gone", func(ctx context.Context) (bool, string, error) {
-			out, err := s.lab.Kube.Kubectl(ctx, nil, "get", "volumesnapshots", "--namespace", s.namespace, "--output", "name")
+		s.Await("the snapshots of the groups are gone", func(ctx context.Context) (bool, string, error) {
+			out, err := s.Lab.Kube.Kubectl(ctx, nil, "get", "volumesnapshots", "--namespace", s.Namespace, "--output", "name")
 			return out == "", "there are " + out, err
 		})
 		s.wholeCopy(fmt.Sprintf("copy-%d-0", times-1), least[0])
@@ -125,12 +125,12 @@ func TestGroupSnapshot(t *testing.T) {
 // their claims.
 func (s *story) takesGroup(name, label string, claims int) map[string]string {
 	s.Helper()
-	s.apply(groupSnapshot{name: name, label: label}.String())
+	s.Apply(groupSnapshot{name: name, label: label}.String())
 	group := s.snapshotted("volumegroupsnapshot", name)
 	var of map[string]string
 	// The group is ready before Kubernetes has made an object of each of its snapshots.
-	s.await("the snapshots of group "+name+" are ready to use", func(ctx context.Context) (bool, string, error) {
-		list, err := s.list(ctx, "volumesnapshots", s.namespace)
+	s.Await("the snapshots of group "+name+" are ready to use", func(ctx context.Context) (bool, string, error) {
+		list, err := s.list(ctx, "volumesnapshots", s.Namespace)
 		of = map[string]string{}
 		for _, member := range list {
 			for _, owner := range member.Metadata.OwnerReferences {
@@ -148,7 +148,7 @@ func (s *story) takesGroup(name, label string, claims int) map[string]string {
 // step is the number that the conductor had written to a volume.
 func (s *story) step(pod string) int {
 	s.Helper()
-	text := s.in(pod, "cat", "/data/step")
+	text := s.In(pod, "cat", "/data/step")
 	n, err := strconv.Atoi(text)
 	if err != nil || n == 0 {
 		s.Fatalf("step in %s: got %q, want a number above 0", pod, text)

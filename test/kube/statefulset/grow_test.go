@@ -21,7 +21,7 @@ func TestGrowth(t *testing.T) {
 	s := tell(t, "growth")
 	s.makeClass(class{name: "growth-xfs", parameters: map[string]string{"fsType": "xfs"}})
 	s.makeClass(class{name: "growth-ext4", parameters: map[string]string{"fsType": "ext4"}})
-	s.apply(together(
+	s.Apply(together(
 		set{name: "xfs", replicas: 1, class: "growth-xfs", command: writing},
 		set{name: "ext4", replicas: 1, class: "growth-ext4", command: writing},
 	))
@@ -48,8 +48,8 @@ func TestGrowth(t *testing.T) {
 		s.describes("pvc/data-ext4-0", "NodeResizeError", "CAP_SYS_RESOURCE")
 		onExt4.goesOn(s)
 		onExt4.unharmed(s)
-		s.kubectl("delete", "pod", "ext4-0", "--wait=false")
-		s.readyAnew("ext4-0", string(onExt4.pod.UID))
+		s.Kubectl("delete", "pod", "ext4-0", "--wait=false")
+		s.ReadyAnew("ext4-0", string(onExt4.pod.UID))
 		s.grown("data-ext4-0", "2Gi")
 		s.hasGrown("ext4-0")
 		s.writes("ext4-0").goesOn(s)
@@ -73,14 +73,14 @@ func (s *story) grow(claim, size string) {
 
 func (s *story) ask(claim, size string) {
 	s.Helper()
-	s.kubectl("patch", "persistentvolumeclaim", claim, "--patch", fmt.Sprintf(`{"spec":{"resources":{"requests":{"storage":%q}}}}`, size))
+	s.Kubectl("patch", "persistentvolumeclaim", claim, "--patch", fmt.Sprintf(`{"spec":{"resources":{"requests":{"storage":%q}}}}`, size))
 }
 
 // grown waits until a claim's status has the size, which it has when its filesystem does.
 func (s *story) grown(claim, size string) {
 	s.Helper()
-	s.await("claim "+claim+" has "+size, func(ctx context.Context) (bool, string, error) {
-		object, err := s.api.CoreV1().PersistentVolumeClaims(s.namespace).Get(ctx, claim, metav1.GetOptions{})
+	s.Await("claim "+claim+" has "+size, func(ctx context.Context) (bool, string, error) {
+		object, err := s.API.CoreV1().PersistentVolumeClaims(s.Namespace).Get(ctx, claim, metav1.GetOptions{})
 		if err != nil {
 			return false, "", err
 		}
@@ -92,7 +92,7 @@ func (s *story) grown(claim, size string) {
 // hasGrown checks that a pod's filesystem is one of 2 GiB.
 func (s *story) hasGrown(pod string) {
 	s.Helper()
-	fields := strings.Fields(s.sh(pod, "df -k /data | tail -n 1"))
+	fields := strings.Fields(s.Sh(pod, "df -k /data | tail -n 1"))
 	if len(fields) < 2 {
 		s.Fatalf("df in %s: got %q, want a line of figures", pod, fields)
 	}

@@ -17,7 +17,7 @@ const podCgroup = "/rbd-csi-kube/"
 func (s *story) kill(command string) {
 	s.Helper()
 	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	s.must(err)
+	s.Must(err)
 	killed := 0
 	for _, path := range paths {
 		words := bytes.Split(readable(path), []byte{0})
@@ -25,14 +25,14 @@ func (s *story) kill(command string) {
 			continue
 		}
 		pid, err := strconv.Atoi(strings.Split(path, "/")[2])
-		s.must(err)
+		s.Must(err)
 		process, err := os.FindProcess(pid)
-		s.must(err)
+		s.Must(err)
 		// The handle was opened before this is read, so it is that process.
 		if !bytes.Contains(readable(fmt.Sprintf("/proc/%d/cgroup", pid)), []byte(podCgroup)) {
 			continue
 		}
-		s.must(process.Signal(syscall.SIGKILL))
+		s.Must(process.Signal(syscall.SIGKILL))
 		killed++
 	}
 	if killed == 0 {

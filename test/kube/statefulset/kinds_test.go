@@ -12,18 +12,18 @@ import (
 func TestReadWriteOncePod(t *testing.T) {
 	t.Parallel()
 	s := tell(t, "one-pod")
-	s.apply(claim{name: "single", mode: "ReadWriteOncePod"}.String() + "---\n" + pod("first", "single", ""))
-	s.ready("first")
-	s.sh("first", "echo first >/data/word && sync")
+	s.Apply(claim{name: "single", mode: "ReadWriteOncePod"}.String() + "---\n" + pod("first", "single", ""))
+	s.Ready("first")
+	s.Sh("first", "echo first >/data/word && sync")
 
 	s.part("the second stays Pending, and says why", func(s *story) {
-		s.apply(pod("second", "single", ""))
+		s.Apply(pod("second", "single", ""))
 		s.describes("pod/second", "Pending", "ReadWriteOncePod access mode already in-use by another pod")
 	})
 	s.part("and starts when the first has gone", func(s *story) {
 		s.delete("pod/first")
-		s.ready("second")
-		s.same("the word in the volume", s.in("second", "cat", "/data/word"), "first")
+		s.Ready("second")
+		s.Same("the word in the volume", s.In("second", "cat", "/data/word"), "first")
 	})
 }
 
@@ -31,26 +31,26 @@ func TestReadWriteOncePod(t *testing.T) {
 func TestRawBlock(t *testing.T) {
 	t.Parallel()
 	s := tell(t, "raw-block")
-	s.apply(claim{name: "disk", spec: "volumeMode: Block"}.String() + "---\n" + blockPod("one"))
-	s.ready("one")
+	s.Apply(claim{name: "disk", spec: "volumeMode: Block"}.String() + "---\n" + blockPod("one"))
+	s.Ready("one")
 	const device = "/dev/xvda"
-	size := func(s *story, pod string) string { return s.in(pod, "blockdev", "--getsize64", device) }
+	size := func(s *story, pod string) string { return s.In(pod, "blockdev", "--getsize64", device) }
 
 	s.part("the pod sees a device of the claim's size, and writes to it", func(s *story) {
-		s.same("its size", size(s, "one"), "1073741824")
-		s.sh("one", "echo raw-block | dd of="+device+" bs=4096 seek=1000 conv=sync,fsync")
+		s.Same("its size", size(s, "one"), "1073741824")
+		s.Sh("one", "echo raw-block | dd of="+device+" bs=4096 seek=1000 conv=sync,fsync")
 	})
 	s.part("it grows while it is used", func(s *story) {
 		s.grow("disk", "2Gi")
-		s.same("its size", size(s, "one"), "2147483648")
+		s.Same("its size", size(s, "one"), "2147483648")
 	})
 	s.part("another pod reads what the first has written", func(s *story) {
 		s.delete("pod/one")
-		s.apply(blockPod("two"))
-		s.ready("two")
-		got := s.sh("two", "dd if="+device+" bs=4096 skip=1000 count=1 2>/dev/null | tr -d '\\000'")
-		s.same("block 1000", got, "raw-block")
-		s.same("its size", size(s, "two"), "2147483648")
+		s.Apply(blockPod("two"))
+		s.Ready("two")
+		got := s.Sh("two", "dd if="+device+" bs=4096 skip=1000 count=1 2>/dev/null | tr -d '\\000'")
+		s.Same("block 1000", got, "raw-block")
+		s.Same("its size", size(s, "two"), "2147483648")
 	})
 }
 
@@ -65,28 +65,28 @@ func TestRook(t *testing.T) {
 	t.Parallel()
 	s := tell(t, "rook")
 	s.makeClass(class{name: "rook", cluster: lab.Rook})
-	s.apply(claim{name: "data", class: "rook"}.String() + "---\n" + pod("writer", "data", ""))
-	s.ready("writer")
+	s.Apply(claim{name: "data", class: "rook"}.String() + "---\n" + pod("writer", "data", ""))
+	s.Ready("writer")
 	volume := s.bound("data")
 	s.hasImage(volume, true)
-	s.same("its handle", s.handle(volume), lab.Rook+":"+lab.Pool+"/"+volume)
-	s.sh("writer", "echo rook >/data/word && sync")
-	s.same("the word in the volume", s.in("writer", "cat", "/data/word"), "rook")
+	s.Same("its handle", s.handle(volume), lab.Rook+":"+lab.Pool+"/"+volume)
+	s.Sh("writer", "echo rook >/data/word && sync")
+	s.Same("the word in the volume", s.In("writer", "cat", "/data/word"), "rook")
 }
 
 // TestEphemeral gives a pod a volume that lives as long as the pod does.
 func TestEphemeral(t *testing.T) {
 	t.Parallel()
 	s := tell(t, "ephemeral")
-	s.apply(podWith("scratch", container(""), `ephemeral:
+	s.Apply(podWith("scratch", container(""), `ephemeral:
   volumeClaimTemplate:
     spec:
       accessModes: [ReadWriteOnce]
       resources: {requests: {storage: 1Gi}}`))
-	s.ready("scratch")
+	s.Ready("scratch")
 	volume := s.bound("scratch-data")
 	s.hasImage(volume, true)
-	s.sh("scratch", "echo scratch >/data/word && sync")
+	s.Sh("scratch", "echo scratch >/data/word && sync")
 	s.delete("pod/scratch")
 	s.claimGone("scratch-data")
 	s.imageGone(volume)
@@ -96,14 +96,14 @@ func TestEphemeral(t *testing.T) {
 func TestUnprivileged(t *testing.T) {
 	t.Parallel()
 	s := tell(t, "unprivileged")
-	s.apply(claim{name: "mine"}.String() + "---\n" + podWith("user", `securityContext: {runAsUser: 1000, runAsGroup: 1000, fsGroup: 2000}
+	s.Apply(claim{name: "mine"}.String() + "---\n" + podWith("user", `securityContext: {runAsUser: 1000, runAsGroup: 1000, fsGroup: 2000}
 containers:
   - name: main
     image: `+images.Busybox+`
     command: [sh, -c, "echo written >/data/word && sync && sleep 1000"]
     volumeMounts: [{name: data, mountPath: /data}]
 terminationGracePeriodSeconds: 1`, "persistentVolumeClaim: {claimName: mine}"))
-	s.ready("user")
-	s.same("the word in the volume", s.in("user", "cat", "/data/word"), "written")
-	s.same("group of the volume", s.in("user", "stat", "-c", "%g", "/data"), "2000")
+	s.Ready("user")
+	s.Same("the word in the volume", s.In("user", "cat", "/data/word"), "written")
+	s.Same("group of the volume", s.In("user", "stat", "-c", "%g", "/data"), "2000")
 }

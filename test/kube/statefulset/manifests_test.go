@@ -194,6 +194,6 @@ func indent(blanks, text string) string {
 // makeClass makes a StorageClass, which is not in a namespace, and deletes it at the end of the test.
 func (s *story) makeClass(c class) {
 	s.Helper()
-	s.apply(c.String())
+	s.Apply(c.String())
 	s.Cleanup(func() { s.deleteGlobal("storageclass", c.name) })
 }

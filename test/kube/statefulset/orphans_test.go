@@ -15,11 +15,11 @@ func TestOrphans(t *testing.T) {
 	t.Parallel()
 	s := tell(t, "orphans")
 	s.makeClass(class{name: "orphans", fields: "reclaimPolicy: Retain"})
-	s.apply(claim{name: "kept", class: "orphans"}.String() + "---\n" + pod("writer", "kept", ""))
-	s.ready("writer")
+	s.Apply(claim{name: "kept", class: "orphans"}.String() + "---\n" + pod("writer", "kept", ""))
+	s.Ready("writer")
 	volume := s.bound("kept")
-	object, err := s.api.CoreV1().PersistentVolumes().Get(s.Context(), volume, metav1.GetOptions{})
-	s.must(err)
+	object, err := s.API.CoreV1().PersistentVolumes().Get(s.Context(), volume, metav1.GetOptions{})
+	s.Must(err)
 	handle := object.Spec.CSI.VolumeHandle
 
 	s.part("a volume in use is no orphan, and cannot be removed as one", func(s *story) {
@@ -34,14 +34,14 @@ func TestOrphans(t *testing.T) {
 		s.awaitPhase(volume, "Released")
 		s.deleteGlobal("persistentvolume", volume)
 		s.hasImage(volume, true)
-		s.await("the doctor finds it, says how to remove it, and fails", func(ctx context.Context) (bool, string, error) {
+		s.Await("the doctor finds it, says how to remove it, and fails", func(ctx context.Context) (bool, string, error) {
 			found, err := s.doctor(ctx)
 			told := strings.Contains(found, "no PersistentVolume has this volume") && strings.Contains(found, "rbd-csi doctor remove "+handle)
 			return told && err != nil, "it says:\n" + found, nil
 		})
 	})
 	s.part("and is removed when it is named", func(s *story) {
-		s.await("it is removed", func(ctx context.Context) (bool, string, error) {
+		s.Await("it is removed", func(ctx context.Context) (bool, string, error) {
 			_, err := s.doctor(ctx, "remove", handle)
 			if err != nil { // as long as the node has not let go of it
 				return false, err.Error(), nil
@@ -56,5 +56,5 @@ func TestOrphans(t *testing.T) {
 func (s *story) doctor(ctx context.Context, args ...string) (string, error) {
 	args = append([]string{"exec", "--namespace", lab.Namespace, "--container", "driver", "deployment/" + lab.Release + "-controller", "--",
 		"rbd-csi", "doctor", "--grace", "1ms"}, args...)
-	return s.lab.Kube.Kubectl(ctx, nil, args...)
+	return s.Lab.Kube.Kubectl(ctx, nil, args...)
 }

@@ -18,18 +18,18 @@ func TestUnknownPool(t *testing.T) {
 	s := tell(t, "unknown-pool")
 	const pool = "not-yet-there"
 	s.makeClass(class{name: "unknown-pool", pool: pool})
-	s.apply(claim{name: "data", class: "unknown-pool"}.String())
+	s.Apply(claim{name: "data", class: "unknown-pool"}.String())
 	s.part("kubectl describe pvc names the pool", func(s *story) {
 		s.describes("pvc/data", "Pending", "ProvisioningFailed", "pool "+pool+": not found")
 	})
 	s.part("the claim is bound when the pool is made, and the class anew", func(s *story) {
-		s.must(s.lab.Ceph.CreatePool(s.Context(), pool))
+		s.Must(s.Lab.Ceph.CreatePool(s.Context(), pool))
 		s.delete("storageclass/unknown-pool")
-		s.apply(class{name: "unknown-pool", pool: pool}.String())
+		s.Apply(class{name: "unknown-pool", pool: pool}.String())
 		s.bound("data")
 		s.delete("pvc/data")
 		s.volumesGone()
-		s.must(s.lab.Ceph.RemovePool(s.Context(), pool))
+		s.Must(s.Lab.Ceph.RemovePool(s.Context(), pool))
 	})
 }
 
@@ -38,13 +38,13 @@ func TestUnknownKey(t *testing.T) {
 	t.Parallel()
 	s := tell(t, "unknown-key")
 	s.makeClass(class{name: "unknown-key", parameters: map[string]string{"imageFeature": "layering,exclusive-lock"}})
-	s.apply(claim{name: "data", class: "unknown-key"}.String())
+	s.Apply(claim{name: "data", class: "unknown-key"}.String())
 	s.part("kubectl describe pvc names the key, and the one that was meant", func(s *story) {
 		s.describes("pvc/data", "Pending", "ProvisioningFailed", `unknown key "imageFeature"`, `did you mean "imageFeatures"?`)
 	})
 	s.part("the claim is bound when the class is made anew", func(s *story) {
 		s.delete("storageclass/unknown-key")
-		s.apply(class{name: "unknown-key", parameters: map[string]string{"imageFeatures": "layering,exclusive-lock"}}.String())
+		s.Apply(class{name: "unknown-key", parameters: map[string]string{"imageFeatures": "layering,exclusive-lock"}}.String())
 		s.bound("data")
 	})
 }
@@ -54,8 +54,8 @@ func TestWrongKey(t *testing.T) {
 	t.Parallel()
 	s := tell(t, "wrong-key")
 	const user = "class-user"
-	key, err := s.lab.Ceph.AddUser(t.Context(), user, ceph.ProfileRBD(lab.Pool))
-	s.must(err)
+	key, err := s.Lab.Ceph.AddUser(t.Context(), user, ceph.ProfileRBD(lab.Pool))
+	s.Must(err)
 	s.userSecret("wrong-key", user, unknownKey)
 	parameters := map[string]string{}
 	for _, use := range []string{"provisioner", "controller-publish", "node-stage", "controller-expand"} {
@@ -63,7 +63,7 @@ func TestWrongKey(t *testing.T) {
 		parameters["csi.storage.k8s.io/"+use+"-secret-namespace"] = lab.SecretsNamespace
 	}
 	s.makeClass(class{name: "wrong-key", parameters: parameters})
-	s.apply(claim{name: "data", class: "wrong-key"}.String() + "---\n" + pod("main", "data", ""))
+	s.Apply(claim{name: "data", class: "wrong-key"}.String() + "---\n" + pod("main", "data", ""))
 	s.part("kubectl describe pvc names the user, and not the key", func(s *story) {
 		text := s.describes("pvc/data", "Pending", "ProvisioningFailed", "client."+user, "not authenticated")
 		s.lacks(text, unknownKey)
@@ -71,6 +71,6 @@ func TestWrongKey(t *testing.T) {
 	s.part("claim and pod are served when the Secret is mended", func(s *story) {
 		s.userSecret("wrong-key", user, key)
 		s.bound("data")
-		s.ready("main")
+		s.Ready("main")
 	})
 }

@@ -11,8 +11,8 @@ import (
 // awaitSet waits until something holds for a StatefulSet.
 func (s *story) awaitSet(name, what string, holds func(*appsv1.StatefulSet) bool) {
 	s.Helper()
-	s.await("StatefulSet "+name+" "+what, func(ctx context.Context) (bool, string, error) {
-		set, err := s.api.AppsV1().StatefulSets(s.namespace).Get(ctx, name, metav1.GetOptions{})
+	s.Await("StatefulSet "+name+" "+what, func(ctx context.Context) (bool, string, error) {
+		set, err := s.API.AppsV1().StatefulSets(s.Namespace).Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return false, "", err
 		}
@@ -25,7 +25,7 @@ func (s *story) awaitSet(name, what string, holds func(*appsv1.StatefulSet) bool
 func (s *story) deleteGlobal(kind, name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanLimit)
 	defer cancel()
-	if _, err := s.lab.Kube.Kubectl(ctx, nil, "delete", kind, name, "--ignore-not-found", "--wait=false"); err != nil {
+	if _, err := s.Lab.Kube.Kubectl(ctx, nil, "delete", kind, name, "--ignore-not-found", "--wait=false"); err != nil {
 		s.Errorf("clean up: %v", err)
 	}
 }

@@ -34,33 +34,33 @@ spec:
 func TestStatic(t *testing.T) {
 	t.Parallel()
 	s := tell(t, "static")
-	_, err := s.lab.Ceph.RBD(t.Context(), "create", "--size", "1G", lab.Pool+"/foo")
-	s.must(err)
+	_, err := s.Lab.Ceph.RBD(t.Context(), "create", "--size", "1G", lab.Pool+"/foo")
+	s.Must(err)
 	s.Cleanup(func() { s.deleteGlobal("persistentvolume", "foo") })
-	key, err := s.lab.Ceph.AddUser(t.Context(), "foo-owner", ceph.ProfileRBD(lab.Pool))
-	s.must(err)
+	key, err := s.Lab.Ceph.AddUser(t.Context(), "foo-owner", ceph.ProfileRBD(lab.Pool))
+	s.Must(err)
 	s.userSecret("foo-owner", "foo-owner", key)
 	// The class is there for its name and for allowVolumeExpansion.
 	s.makeClass(class{name: "by-hand"})
-	s.apply(fmt.Sprintf(static, "by-hand"))
-	s.apply(claim{name: "foo", class: "by-hand", spec: "volumeName: foo"}.String() + "---\n" + pod("reader", "foo", ""))
+	s.Apply(fmt.Sprintf(static, "by-hand"))
+	s.Apply(claim{name: "foo", class: "by-hand", spec: "volumeName: foo"}.String() + "---\n" + pod("reader", "foo", ""))
 
 	s.part("it is mounted", func(s *story) {
-		s.ready("reader")
-		s.same("volume of the claim", s.bound("foo"), "foo")
-		s.sh("reader", "echo mine >/data/word && sync")
+		s.Ready("reader")
+		s.Same("volume of the claim", s.bound("foo"), "foo")
+		s.Sh("reader", "echo mine >/data/word && sync")
 	})
 	s.part("it grows", func(s *story) {
 		s.grow("foo", "2Gi")
 		s.hasGrown("reader")
-		s.same("the word in it", s.in("reader", "cat", "/data/word"), "mine")
+		s.Same("the word in it", s.In("reader", "cat", "/data/word"), "mine")
 	})
 	s.part("it is its owner's, and stays when claim and volume go", func(s *story) {
 		s.delete("pod/reader", "persistentvolumeclaim/foo")
 		s.delete("persistentvolume/foo")
 		s.hasImage("foo", true)
-		_, err := s.lab.Ceph.RBD(s.Context(), "rm", "--no-progress", lab.Pool+"/foo")
-		s.must(err)
+		_, err := s.Lab.Ceph.RBD(s.Context(), "rm", "--no-progress", lab.Pool+"/foo")
+		s.Must(err)
 	})
 	delete(s.volumes, "foo")
 }
@@ -68,7 +68,7 @@ func TestStatic(t *testing.T) {
 // userSecret makes a Secret with a Ceph user and its key, or changes it. It is deleted at the end of the test.
 func (s *story) userSecret(name, user, key string) {
 	s.Helper()
-	s.must(s.lab.Kube.Apply(s.Context(), fmt.Sprintf(`apiVersion: v1
+	s.Must(s.Lab.Kube.Apply(s.Context(), fmt.Sprintf(`apiVersion: v1
 kind: Secret
 metadata: {namespace: %s, name: %s}
 data: {userID: %s, userKey: %s}

@@ -11,10 +11,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/rbd-csi/rbd-csi/test/kube/lab"
+	"github.com/rbd-csi/rbd-csi/test/kube/steps"
 )
 
 // How long something may take before a test fails. Everything takes seconds on a machine that has nothing else to do.
@@ -26,11 +25,8 @@ const (
 
 // A story is a test in a namespace of its own. Its methods fail the test, so that it reads as a list of steps.
 type story struct {
-	*testing.T
+	steps.Steps
 
-	lab       *lab.Lab
-	api       kubernetes.Interface
-	namespace string
 	// volumes are the names of all volumes that claims of the namespace had; their images have the same names.
 	volumes map[string]bool
 	// snapshots are the UIDs of all snapshots of the namespace; their names in Ceph have these in them.
@@ -40,21 +36,7 @@ type story struct {
 // tell begins a story in a new namespace of that name, which is deleted at its end.
 func tell(t *testing.T, namespace string) *story {
 	t.Helper()
-	l := shared.ForTest(t)
-	config, err := clientcmd.BuildConfigFromFlags("", l.Kube.Kubeconfig())
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Tests poll, and several of them at once.
-	config.QPS, config.Burst = 200, 400
-	s := &story{T: t, lab: l, namespace: namespace, volumes: map[string]bool{}, snapshots: map[string]bool{}}
-	if s.api, err = kubernetes.NewForConfig(config); err != nil {
-		t.Fatal(err)
-	}
-	object := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}
-	if _, err := s.api.CoreV1().Namespaces().Create(t.Context(), object, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	s := &story{Steps: steps.Begin(t, shared.ForTest(t), namespace, limit), volumes: map[string]bool{}, snapshots: map[string]bool{}}
 	t.Cleanup(s.end)
 	return s
 }
@@ -83,10 +65,10 @@ func (s *story) end() {
 	s.rememberVolumes(ctx)
 	s.rememberSnapshots(ctx)
 	// A claim that waits for its copy keeps the snapshot, so claims are deleted first.
-	_, err := s.lab.Kube.Kubectl(ctx, nil, "delete", "--namespace", s.namespace, "--all", "--wait", "--timeout", cleanLimit.String(),
+	_, err := s.Lab.Kube.Kubectl(ctx, nil, "delete", "--namespace", s.Namespace, "--all", "--wait", "--timeout", cleanLimit.String(),
 		"statefulsets,pods,persistentvolumeclaims,volumegroupsnapshots,volumesnapshots")
 	if err == nil {
-		err = lab.Await(ctx, cleanLimit, "the images and snapshots of namespace "+s.namespace+" are gone", func(ctx context.Context) (bool, string, error) {
+		err = lab.Await(ctx, cleanLimit, "the images and snapshots of namespace "+s.Namespace+" are gone", func(ctx context.Context) (bool, string, error) {
 			left, err := s.remaining(ctx)
 			return len(left) == 0, "there are " + strings.Join(left, ", "), err
 		})
@@ -95,8 +77,8 @@ func (s *story) end() {
 		s.Errorf("clean up: %v", err)
 		s.look()
 	}
-	if err := s.api.CoreV1().Namespaces().Delete(ctx, s.namespace, metav1.DeleteOptions{}); err != nil {
-		s.Errorf("delete namespace %s: %v", s.namespace, err)
+	if err := s.API.CoreV1().Namespaces().Delete(ctx, s.Namespace, metav1.DeleteOptions{}); err != nil {
+		s.Errorf("delete namespace %s: %v", s.Namespace, err)
 	}
 }
 
@@ -104,12 +86,12 @@ func (s *story) end() {
 func (s *story) look() {
 	ctx, cancel := context.WithTimeout(context.Background(), lookLimit)
 	defer cancel()
-	s.Log(s.lab.Look(ctx, s.namespace))
+	s.Log(s.Lab.Look(ctx, s.Namespace))
 }
 
 // rememberVolumes notes which volumes the claims have by now.
 func (s *story) rememberVolumes(ctx context.Context) {
-	list, err := s.api.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
+	list, err := s.API.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		s.Errorf("list volumes: %v", err)
 		return
@@ -117,7 +99,7 @@ func (s *story) rememberVolumes(ctx context.Context) {
 	for _, volume := range list.Items {
 		ref := volume.Spec.ClaimRef
 		made := volume.Annotations["pv.kubernetes.io/provisioned-by"] == lab.Driver
-		if made && ref != nil && ref.Namespace == s.namespace {
+		if made && ref != nil && ref.Namespace == s.Namespace {
 			s.volumes[volume.Name] = true
 		}
 	}
@@ -125,11 +107,11 @@ func (s *story) rememberVolumes(ctx context.Context) {
 
 // remaining are the story's images that are still in the pool or in its trash, and its snapshots.
 func (s *story) remaining(ctx context.Context) ([]string, error) {
-	images, err := s.lab.Images(ctx)
+	images, err := s.Lab.Images(ctx)
 	if err != nil {
 		return nil, err
 	}
-	trash, err := s.lab.Trash(ctx)
+	trash, err := s.Lab.Trash(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -138,51 +120,10 @@ func (s *story) remaining(ctx context.Context) ([]string, error) {
 	return append(images, snapshots...), err
 }
 
-// must ends the test if there is an error.
-func (s *story) must(err error) {
-	s.Helper()
-	if err != nil {
-		s.Fatal(err)
-	}
-}
-
-// await waits until a condition holds, and fails with how things are if it does not in time.
-func (s *story) await(what string, done func(context.Context) (bool, string, error)) {
-	s.Helper()
-	s.must(lab.Await(s.Context(), limit, what, done))
-}
-
-// kubectl runs kubectl in the namespace.
-func (s *story) kubectl(args ...string) string {
-	s.Helper()
-	out, err := s.lab.Kube.Kubectl(s.Context(), nil, append([]string{"--namespace", s.namespace}, args...)...)
-	s.must(err)
-	return out
-}
-
-// apply is `kubectl apply` of manifests in the namespace.
-func (s *story) apply(manifests string) {
-	s.Helper()
-	_, err := s.lab.Kube.Kubectl(s.Context(), strings.NewReader(manifests), "--namespace", s.namespace, "apply", "-f", "-")
-	s.must(err)
-}
-
-// in runs a command in a pod's first container and returns what it prints, without blanks around it.
-func (s *story) in(pod string, command ...string) string {
-	s.Helper()
-	return strings.TrimSpace(s.kubectl(append([]string{"exec", pod, "--"}, command...)...))
-}
-
-// sh runs a shell's line in a pod.
-func (s *story) sh(pod, line string) string {
-	s.Helper()
-	return s.in(pod, "sh", "-c", line)
-}
-
 func (s *story) claim(name string) *corev1.PersistentVolumeClaim {
 	s.Helper()
-	claim, err := s.api.CoreV1().PersistentVolumeClaims(s.namespace).Get(s.Context(), name, metav1.GetOptions{})
-	s.must(err)
+	claim, err := s.API.CoreV1().PersistentVolumeClaims(s.Namespace).Get(s.Context(), name, metav1.GetOptions{})
+	s.Must(err)
 	return claim
 }
 
@@ -190,8 +131,8 @@ func (s *story) claim(name string) *corev1.PersistentVolumeClaim {
 func (s *story) bound(name string) string {
 	s.Helper()
 	var volume string
-	s.await("claim "+name+" is bound", func(ctx context.Context) (bool, string, error) {
-		claim, err := s.api.CoreV1().PersistentVolumeClaims(s.namespace).Get(ctx, name, metav1.GetOptions{})
+	s.Await("claim "+name+" is bound", func(ctx context.Context) (bool, string, error) {
+		claim, err := s.API.CoreV1().PersistentVolumeClaims(s.Namespace).Get(ctx, name, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			return false, "there is no such claim", nil
 		}
@@ -205,47 +146,17 @@ func (s *story) bound(name string) string {
 	return volume
 }
 
-// ready waits until a pod is ready, and returns it.
-func (s *story) ready(name string) *corev1.Pod {
-	s.Helper()
-	return s.readyAnew(name, "")
-}
-
-// readyAnew waits until a pod is ready that is not the one with that UID.
-func (s *story) readyAnew(name, than string) *corev1.Pod {
-	s.Helper()
-	var pod *corev1.Pod
-	s.await("pod "+name+" is ready", func(ctx context.Context) (bool, string, error) {
-		found, err := s.api.CoreV1().Pods(s.namespace).Get(ctx, name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			return false, "there is no such pod", nil
-		}
-		if err != nil {
-			return false, "", err
-		}
-		pod = found
-		return string(pod.UID) != than && isReady(pod), fmt.Sprintf("it is %s", pod.Status.Phase), nil
-	})
-	return pod
-}
-
-func isReady(pod *corev1.Pod) bool {
-	return pod.DeletionTimestamp == nil && slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-	})
-}
-
 // delete deletes objects, as kind/name, and waits until they are gone.
 func (s *story) delete(objects ...string) {
 	s.Helper()
-	s.kubectl(append([]string{"delete", "--wait", "--timeout", limit.String()}, objects...)...)
+	s.Kubectl(append([]string{"delete", "--wait", "--timeout", limit.String()}, objects...)...)
 }
 
 // images are the images of the pool.
 func (s *story) images() []string {
 	s.Helper()
-	images, err := s.lab.Images(s.Context())
-	s.must(err)
+	images, err := s.Lab.Images(s.Context())
+	s.Must(err)
 	return images
 }
 
@@ -260,31 +171,23 @@ func (s *story) hasImage(name string, want bool) {
 // imageGone waits until an image is neither in the pool nor in the trash.
 func (s *story) imageGone(name string) {
 	s.Helper()
-	s.await("image "+name+" is gone", func(ctx context.Context) (bool, string, error) {
-		images, err := s.lab.Images(ctx)
+	s.Await("image "+name+" is gone", func(ctx context.Context) (bool, string, error) {
+		images, err := s.Lab.Images(ctx)
 		if err != nil {
 			return false, "", err
 		}
-		trash, err := s.lab.Trash(ctx)
+		trash, err := s.Lab.Trash(ctx)
 		return !slices.Contains(images, name) && !slices.Contains(trash, name), "it is there", err
 	})
-}
-
-// same checks that something is what it has to be.
-func (s *story) same(what, got, want string) {
-	s.Helper()
-	if got != want {
-		s.Errorf("%s: got %q, want %q", what, got, want)
-	}
 }
 
 // describes waits until `kubectl describe` of an object says all of the words, which is how an operator learns what is wrong.
 func (s *story) describes(object string, words ...string) string {
 	s.Helper()
 	var text string
-	s.await(fmt.Sprintf("kubectl describe %s says %q", object, words), func(ctx context.Context) (bool, string, error) {
+	s.Await(fmt.Sprintf("kubectl describe %s says %q", object, words), func(ctx context.Context) (bool, string, error) {
 		var err error
-		text, err = s.lab.Kube.Kubectl(ctx, nil, "--namespace", s.namespace, "describe", object)
+		text, err = s.Lab.Kube.Kubectl(ctx, nil, "--namespace", s.Namespace, "describe", object)
 		missing := slices.DeleteFunc(slices.Clone(words), func(word string) bool { return strings.Contains(text, word) })
 		return len(missing) == 0, "it says:\n" + text, err
 	})
@@ -302,19 +205,19 @@ func (s *story) lacks(text, word string) {
 // handle returns the handle of a PersistentVolume.
 func (s *story) handle(volume string) string {
 	s.Helper()
-	return strings.TrimSpace(s.kubectl("get", "persistentvolume", volume, "--output", "jsonpath={.spec.csi.volumeHandle}"))
+	return strings.TrimSpace(s.Kubectl("get", "persistentvolume", volume, "--output", "jsonpath={.spec.csi.volumeHandle}"))
 }
 
 // volumesGone waits until there is no volume any more that a claim of the namespace had.
 func (s *story) volumesGone() {
 	s.Helper()
-	s.await("the namespace has no volumes", func(ctx context.Context) (bool, string, error) {
-		list, err := s.api.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
+	s.Await("the namespace has no volumes", func(ctx context.Context) (bool, string, error) {
+		list, err := s.API.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
 		if err != nil {
 			return false, "", err
 		}
 		for _, volume := range list.Items {
-			if ref := volume.Spec.ClaimRef; ref != nil && ref.Namespace == s.namespace {
+			if ref := volume.Spec.ClaimRef; ref != nil && ref.Namespace == s.Namespace {
 				return false, volume.Name + " is " + string(volume.Status.Phase), nil
 			}
 		}

@@ -13,7 +13,7 @@ import (
 func TestWeb(t *testing.T) {
 	t.Parallel()
 	s := tell(t, "web")
-	s.apply(web)
+	s.Apply(web)
 
 	s.part("each replica gets an image of its own, named after its volume", (*story).webHasImages)
 	s.part("kubectl describe pod says how its volume was mapped, and why so", func(s *story) {
@@ -42,25 +42,25 @@ func (s *story) webHasImages() {
 // publish gives a replica's server a page of its own.
 func (s *story) publish(i int) {
 	s.Helper()
-	s.sh(webPod(i), "echo "+page(i)+" >/usr/share/nginx/html/index.html && sync")
+	s.Sh(webPod(i), "echo "+page(i)+" >/usr/share/nginx/html/index.html && sync")
 }
 
 // serves checks that a replica serves its page.
 func (s *story) serves(i int) {
 	s.Helper()
-	s.same("the page of "+webPod(i), s.in(webPod(i), "wget", "-q", "-O", "-", "http://127.0.0.1/index.html"), page(i))
+	s.Same("the page of "+webPod(i), s.In(webPod(i), "wget", "-q", "-O", "-", "http://127.0.0.1/index.html"), page(i))
 }
 
 func webPod(i int) string { return fmt.Sprintf("web-%d", i) }
 func page(i int) string   { return fmt.Sprintf("this-is-replica-%d", i) }
 
 func (s *story) webPodDeleted() {
-	claim, pod := s.claim("www-web-0"), s.ready("web-0")
-	s.kubectl("delete", "pod", "web-0", "--wait=false")
-	again := s.readyAnew("web-0", string(pod.UID))
-	s.same("claim of web-0", again.Spec.Volumes[0].PersistentVolumeClaim.ClaimName, claim.Name)
-	s.same("UID of its claim", string(s.claim(claim.Name).UID), string(claim.UID))
-	s.same("volume of its claim", s.claim(claim.Name).Spec.VolumeName, claim.Spec.VolumeName)
+	claim, pod := s.claim("www-web-0"), s.Ready("web-0")
+	s.Kubectl("delete", "pod", "web-0", "--wait=false")
+	again := s.ReadyAnew("web-0", string(pod.UID))
+	s.Same("claim of web-0", again.Spec.Volumes[0].PersistentVolumeClaim.ClaimName, claim.Name)
+	s.Same("UID of its claim", string(s.claim(claim.Name).UID), string(claim.UID))
+	s.Same("volume of its claim", s.claim(claim.Name).Spec.VolumeName, claim.Spec.VolumeName)
 	s.serves(0)
 }
 
@@ -75,12 +75,12 @@ func (s *story) webScaled() {
 	s.scale("web", 1)
 	for i := range 5 {
 		// Claims and images stay when their pods go.
-		s.same(fmt.Sprintf("volume %d", i), s.bound(fmt.Sprintf("www-web-%d", i)), volumes[i])
+		s.Same(fmt.Sprintf("volume %d", i), s.bound(fmt.Sprintf("www-web-%d", i)), volumes[i])
 		s.hasImage(volumes[i], true)
 	}
 	s.scale("web", 3)
 	for i := range 3 {
-		s.same(fmt.Sprintf("volume %d", i), s.bound(fmt.Sprintf("www-web-%d", i)), volumes[i])
+		s.Same(fmt.Sprintf("volume %d", i), s.bound(fmt.Sprintf("www-web-%d", i)), volumes[i])
 		s.serves(i)
 	}
 }
@@ -88,12 +88,12 @@ func (s *story) webScaled() {
 func (s *story) webUpdated() {
 	before := map[int]string{}
 	for i := range 3 {
-		before[i] = string(s.ready(webPod(i)).UID)
+		before[i] = string(s.Ready(webPod(i)).UID)
 	}
-	s.kubectl("patch", "statefulset", "web", "--patch", `{"spec":{"template":{"metadata":{"annotations":{"edition":"2"}}}}}`)
+	s.Kubectl("patch", "statefulset", "web", "--patch", `{"spec":{"template":{"metadata":{"annotations":{"edition":"2"}}}}}`)
 	s.rolledOut("web")
 	for i := range 3 {
-		pod := s.ready(webPod(i))
+		pod := s.Ready(webPod(i))
 		if string(pod.UID) == before[i] || pod.Annotations["edition"] != "2" {
 			s.Errorf("pod %s after the update: UID %s, edition %q, want another than %s, of edition 2",
 				pod.Name, pod.UID, pod.Annotations["edition"], before[i])
@@ -105,7 +105,7 @@ func (s *story) webUpdated() {
 // scale sets the number of replicas and waits until there are as many, all ready.
 func (s *story) scale(name string, replicas int) {
 	s.Helper()
-	s.kubectl("scale", "statefulset", name, fmt.Sprintf("--replicas=%d", replicas))
+	s.Kubectl("scale", "statefulset", name, fmt.Sprintf("--replicas=%d", replicas))
 	s.rolledOut(name)
 }
 

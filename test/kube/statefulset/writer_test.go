@@ -38,9 +38,9 @@ type writer struct {
 // writes waits until a pod with the command writing, of a set, is ready.
 func (s *story) writes(pod string) *writer {
 	s.Helper()
-	w := &writer{pod: s.ready(pod)}
+	w := &writer{pod: s.Ready(pod)}
 	volume := s.bound("data-" + pod)
-	w.log = filepath.Join(s.lab.Kube.KubeletRoot(), "pods", string(w.pod.UID), "volumes", "kubernetes.io~csi", volume, "mount", "log")
+	w.log = filepath.Join(s.Lab.Kube.KubeletRoot(), "pods", string(w.pod.UID), "volumes", "kubernetes.io~csi", volume, "mount", "log")
 	return w
 }
 
@@ -62,7 +62,7 @@ func (w *writer) count() (int, error) {
 func (w *writer) goesOn(s *story) {
 	s.Helper()
 	first := -1
-	s.await(w.pod.Name+" writes on", func(context.Context) (bool, string, error) {
+	s.Await(w.pod.Name+" writes on", func(context.Context) (bool, string, error) {
 		now, err := w.count()
 		if errors.Is(err, fs.ErrNotExist) && first < 0 {
 			return false, "it has not begun to write", nil
@@ -80,13 +80,13 @@ func (w *writer) goesOn(s *story) {
 // unharmed checks that the pod is the one that it was, that its container never ended, and that no number is missing.
 func (w *writer) unharmed(s *story) {
 	s.Helper()
-	now, err := s.api.CoreV1().Pods(s.namespace).Get(s.Context(), w.pod.Name, metav1.GetOptions{})
-	s.must(err)
-	s.same("UID of pod "+w.pod.Name, string(now.UID), string(w.pod.UID))
+	now, err := s.API.CoreV1().Pods(s.Namespace).Get(s.Context(), w.pod.Name, metav1.GetOptions{})
+	s.Must(err)
+	s.Same("UID of pod "+w.pod.Name, string(now.UID), string(w.pod.UID))
 	for _, status := range now.Status.ContainerStatuses {
 		if status.RestartCount != 0 {
 			s.Errorf("container %s of %s: got %d restarts, want none; before the last one it said: %s", status.Name, w.pod.Name,
-				status.RestartCount, s.kubectl("logs", w.pod.Name, "--previous", "--tail", "5"))
+				status.RestartCount, s.Kubectl("logs", w.pod.Name, "--previous", "--tail", "5"))
 		}
 	}
 	s.wholeLog(w.pod.Name)
@@ -95,7 +95,7 @@ func (w *writer) unharmed(s *story) {
 // wholeLog checks that the numbers in a pod's log are 1, 2, 3 and so on.
 func (s *story) wholeLog(pod string) {
 	s.Helper()
-	lines := strings.Fields(s.in(pod, "cat", "/data/log"))
+	lines := strings.Fields(s.In(pod, "cat", "/data/log"))
 	for i, line := range lines {
 		if line != strconv.Itoa(i+1) {
 			s.Fatalf("line %d in the log of %s: got %q, want %d", i+1, pod, line, i+1)
