@@ -6,7 +6,7 @@
 #   test/setup.sh image   what makes a container image
 #   test/setup.sh kernel  what "test" has, and what a small kernel of its own needs around it
 #   test/setup.sh fio     what measures volumes
-#   test/setup.sh kube    both "test" and "image", and what runs a Kubernetes: containerd, runc, CNI plugins
+#   test/setup.sh kube    both "test" and "image", and what runs a Kubernetes: containerd, runc, crun, CNI plugins
 #
 # It wants root or sudo, and neither when everything is there: then it only asks dpkg,
 # which takes a fraction of a second. No package's services are started.
@@ -20,7 +20,8 @@ image=(debootstrap buildah ca-certificates make git)
 # The kernel itself, and a libc for it, test/kernel/fetch.sh fetches from a newer Debian. rbd-nbd is what the mapper nbd runs.
 kernel=(dmsetup iproute2 kmod patchelf rbd-nbd)
 fio=(fio)
-kube=(containerd runc containernetworking-plugins iptables iproute2)
+# crun is for nodes in small kernels.
+kube=(containerd runc crun containernetworking-plugins iptables iproute2)
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$@" >&2; exit 1; }

@@ -119,10 +119,7 @@ func missingForGuests() []string {
 	if err := kernel.Lacks(); err != nil {
 		missing = append(missing, err.Error())
 	}
-	if lookTool("mkfs.ext4") == "" {
-		missing = append(missing, "mkfs.ext4 is not installed (Debian: e2fsprogs)")
-	}
-	return missing
+	return append(missing, missingTools(map[string]string{"crun": "crun", "mkfs.ext4": "e2fsprogs"})...)
 }
 
 // otherKubelet is the number of a process that is a kubelet and not of a cluster of ours, or 0.
@@ -146,20 +143,26 @@ func Missing(binaries string) []string {
 	if os.Getuid() != 0 {
 		missing = append(missing, "root is needed, for namespaces, mounts and rules of iptables")
 	}
-	packages := map[string]string{
+	missing = append(missing, missingTools(map[string]string{
 		"containerd": "containerd", "ctr": "containerd", "containerd-shim-runc-v2": "containerd", "runc": "runc",
 		"iptables-save": "iptables", "ip6tables-save": "iptables", "ip": "iproute2", "mount": "mount",
-	}
-	for tool, pkg := range packages {
-		if lookTool(tool) == "" {
-			missing = append(missing, fmt.Sprintf("%s is not installed (Debian: %s)", tool, pkg))
-		}
-	}
+	})...)
 	if !exists(filepath.Join(cniPlugins, "bridge")) {
 		missing = append(missing, "there is no "+cniPlugins+"/bridge (Debian: containernetworking-plugins)")
 	}
 	if _, err := exec.LookPath(filepath.Join(binaries, "kubernetes")); err != nil {
 		missing = append(missing, "there is no "+binaries+"/kubernetes (make kube builds it)")
+	}
+	return missing
+}
+
+// missingTools says which tools are not there, with the packages of Debian that have them.
+func missingTools(packages map[string]string) []string {
+	var missing []string
+	for tool, pkg := range packages {
+		if lookTool(tool) == "" {
+			missing = append(missing, fmt.Sprintf("%s is not installed (Debian: %s)", tool, pkg))
+		}
 	}
 	return missing
 }

@@ -61,6 +61,7 @@ disabled_plugins = [
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         SystemdCgroup = false
+        BinaryName = "{{.Runtime}}"
         Root = "{{.Volatile}}/runc"
 `))
 
@@ -74,7 +75,7 @@ func (s *state) writeRuntimeConfig(n node) error {
 	var text bytes.Buffer
 	err := containerdConfig.Execute(&text, map[string]string{
 		"Data": filepath.Join(n.data, containerd), "Volatile": filepath.Join(n.volatile, containerd), "Socket": n.runtimeSocket(),
-		"Pause": PauseImage, "Plugins": cniPlugins, "Network": folder,
+		"Pause": PauseImage, "Plugins": cniPlugins, "Network": folder, "Runtime": n.runtime(),
 	})
 	if err != nil {
 		return err
@@ -87,6 +88,15 @@ func (s *state) writeRuntimeConfig(n node) error {
 		return err
 	}
 	return os.WriteFile(filepath.Join(folder, "10-bridge.conflist"), plugins, 0o600)
+}
+
+// runtime is what starts containers. In a guest every system call and every page that is touched first takes ten times as long, and
+// runc, which starts itself twice for a container, half a second to two; crun, which is small, takes a fifth of that.
+func (n node) runtime() string {
+	if n.number > 0 {
+		return lookTool("crun")
+	}
+	return lookTool("runc")
 }
 
 // network connects pods to our bridge. The default route leads to it, because the addresses of services
