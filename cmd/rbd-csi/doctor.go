@@ -191,13 +191,24 @@ func (o objects) Volumes(ctx context.Context) ([]orphan.Persistent, error) {
 
 // Contents implements orphan.Kubernetes.
 func (o objects) Contents(ctx context.Context) ([]orphan.Content, error) {
-	found, err := o.client.Snapshots(ctx, "")
+	alone, err := o.client.Snapshots(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	all := make([]orphan.Content, 0, len(found))
-	for _, one := range found {
-		all = append(all, orphan.Content{Name: one.Name, Handle: one.Handle, Made: one.Made, Going: one.Going, Other: one.Driver != o.driver})
+	grouped, err := o.client.GroupedSnapshots(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	all := make([]orphan.Content, 0, len(alone)+len(grouped))
+	for _, one := range alone {
+		all = append(all, o.content(one, false))
+	}
+	for _, one := range grouped {
+		all = append(all, o.content(one, true))
 	}
 	return all, nil
+}
+
+func (o objects) content(of kubernetes.Snapshot, group bool) orphan.Content {
+	return orphan.Content{Name: of.Name, Handle: of.Handle, Made: of.Made, Going: of.Going, Other: of.Driver != o.driver, Group: group}
 }

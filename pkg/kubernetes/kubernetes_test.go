@@ -126,6 +126,32 @@ func TestSnapshots(t *testing.T) {
 	}
 }
 
+// TestGroupedSnapshots reads groups that are made, given, and not made yet, in the version of their kind that there is.
+func TestGroupedSnapshots(t *testing.T) {
+	for _, version := range []string{"v1", "v1beta2"} {
+		client, _ := serve(t, map[string]string{
+			"GET /apis/groupsnapshot.storage.k8s.io/" + version + "/volumegroupsnapshotcontents?continue=&limit=500": `{"items":[
+				{"metadata":{"name":"made"},"spec":{"driver":"d","source":{"volumeHandles":["v","w"]}},
+					"status":{"volumeGroupSnapshotHandle":"g","volumeSnapshotInfoList":[{"volumeHandle":"v","snapshotHandle":"s"},{"volumeHandle":"w","snapshotHandle":"t"}]}},
+				{"metadata":{"name":"given"},"spec":{"driver":"d","source":{"groupSnapshotHandles":{"volumeGroupSnapshotHandle":"h","volumeSnapshotHandles":["u"]}}}},
+				{"metadata":{"name":"pending"},"spec":{"driver":"d","source":{"volumeHandles":["v","w"]}}},
+				{"metadata":{"name":"c"},"spec":{"driver":"other"}}]}`,
+		})
+		got, err := client.GroupedSnapshots(t.Context(), "d")
+		want := []kubernetes.Snapshot{
+			{Name: "made", Driver: "d", Handle: "s"}, {Name: "made", Driver: "d", Handle: "t"},
+			{Name: "given", Driver: "d", Handle: "u"}, {Name: "pending", Driver: "d"},
+		}
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: got %v, %v, want %v", version, got, err, want)
+		}
+	}
+	client, _ := serve(t, nil)
+	if got, err := client.GroupedSnapshots(t.Context(), "d"); err != nil || len(got) > 0 {
+		t.Errorf("without that kind of objects: got %v, %v, want none", got, err)
+	}
+}
+
 func TestPodsOn(t *testing.T) {
 	client, _ := serve(t, map[string]string{
 		"GET /api/v1/pods?continue=&fieldSelector=spec.nodeName%3Done&limit=500": `{"items":[

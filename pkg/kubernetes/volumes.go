@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -69,11 +70,11 @@ func (o volumeObject) volume() Volume {
 	return volume
 }
 
-// A Snapshot is a VolumeSnapshotContent of a driver.
+// A Snapshot is a VolumeSnapshotContent of a driver, or what a VolumeGroupSnapshotContent says of one of its snapshots.
 type Snapshot struct {
-	Name   string // of the VolumeSnapshotContent
+	Name   string // of the object
 	Driver string
-	// Handle is empty while the snapshot is being made.
+	// Handle is empty while the snapshot, or the group, is being made.
 	Handle string
 	Made   time.Time // when the object was made
 	Going  bool      // it is being deleted
@@ -81,20 +82,26 @@ type Snapshot struct {
 
 // Snapshots returns the VolumeSnapshotContents of a driver, or of all drivers for ""; none where the cluster does not have that kind of objects.
 func (c *Client) Snapshots(ctx context.Context, driver string) ([]Snapshot, error) {
-	type object struct {
-		Metadata struct {
-			Name              string
-			CreationTimestamp time.Time
-			DeletionTimestamp *time.Time
+	return c.snapshots(ctx, driver, "/apis/snapshot.storage.k8s.io/v1/volumesnapshotcontents")
+}
+
+// GroupedSnapshots returns the snapshots that the VolumeGroupSnapshotContents of a driver name, or of all drivers for "", likewise, and one
+// without a handle for each of them that names none yet. A VolumeSnapshotContent of each is made after that.
+func (c *Client) GroupedSnapshots(ctx context.Context, driver string) ([]Snapshot, error) {
+	// The second is what there is where the definitions of these objects are older.
+	for _, version := range []string{"v1", "v1beta2"} {
+		found, err := c.snapshots(ctx, driver, "/apis/groupsnapshot.storage.k8s.io/"+version+"/volumegroupsnapshotcontents")
+		if err != nil || found != nil {
+			return found, err
 		}
-		Spec struct {
-			Driver string
-			Source struct{ SnapshotHandle string }
-		}
-		Status struct{ SnapshotHandle string }
 	}
-	var found []Snapshot
-	for one, err := range list[object](ctx, c, "/apis/snapshot.storage.k8s.io/v1/volumesnapshotcontents", nil) {
+	return nil, nil
+}
+
+// snapshots returns what the objects at a path say of snapshots; nil if there is no such path.
+func (c *Client) snapshots(ctx context.Context, driver, path string) ([]Snapshot, error) {
+	found := []Snapshot{}
+	for one, err := range list[snapshotObject](ctx, c, path, nil) {
 		if fault.Is(err, fault.NotFound) {
 			return nil, nil
 		}
@@ -104,14 +111,50 @@ func (c *Client) Snapshots(ctx context.Context, driver string) ([]Snapshot, erro
 		if driver != "" && one.Spec.Driver != driver {
 			continue
 		}
-		handle := one.Status.SnapshotHandle
-		if handle == "" {
-			handle = one.Spec.Source.SnapshotHandle
+		for _, handle := range one.handles() {
+			found = append(found, Snapshot{
+				Name: one.Metadata.Name, Driver: one.Spec.Driver, Handle: handle,
+				Made: one.Metadata.CreationTimestamp, Going: one.Metadata.DeletionTimestamp != nil,
+			})
 		}
-		found = append(found, Snapshot{
-			Name: one.Metadata.Name, Driver: one.Spec.Driver, Handle: handle,
-			Made: one.Metadata.CreationTimestamp, Going: one.Metadata.DeletionTimestamp != nil,
-		})
 	}
 	return found, nil
+}
+
+// snapshotObject is what is read of a VolumeSnapshotContent or a VolumeGroupSnapshotContent. Its spec has the handles of snapshots that
+// were there before it, its status those of snapshots that were made for it.
+type snapshotObject struct {
+	Metadata struct {
+		Name              string
+		CreationTimestamp time.Time
+		DeletionTimestamp *time.Time
+	}
+	Spec struct {
+		Driver string
+		Source struct {
+			SnapshotHandle       string
+			GroupSnapshotHandles struct{ VolumeSnapshotHandles []string }
+		}
+	}
+	Status struct {
+		SnapshotHandle         string
+		VolumeSnapshotInfoList []struct{ SnapshotHandle string }
+	}
+}
+
+// handles are those of its snapshots, or an empty one.
+func (o snapshotObject) handles() []string {
+	var handles []string
+	for _, one := range o.Status.VolumeSnapshotInfoList {
+		handles = append(handles, one.SnapshotHandle)
+	}
+	source := o.Spec.Source
+	switch {
+	case len(handles) > 0:
+		return handles
+	case len(source.GroupSnapshotHandles.VolumeSnapshotHandles) > 0:
+		return source.GroupSnapshotHandles.VolumeSnapshotHandles
+	default:
+		return []string{cmp.Or(o.Status.SnapshotHandle, source.SnapshotHandle)}
+	}
 }

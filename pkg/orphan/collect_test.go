@@ -308,6 +308,11 @@ func TestRemoveRefuses(t *testing.T) {
 			w.kube.contents = append(w.kube.contents, Content{Name: "pending", Made: time.Now()})
 			return w.take("pvc-0", "s").String()
 		}, fault.InUse, "pending"},
+		{"a snapshot that a group has", func(w *world) string {
+			handle := w.take("pvc-0", "s").String()
+			w.kube.contents = append(w.kube.contents, Content{Name: "group-0", Handle: handle, Made: time.Now(), Group: true})
+			return handle
+		}, fault.InUse, "VolumeGroupSnapshotContent group-0"},
 		{"a young snapshot", func(w *world) string {
 			w.ahead = 0
 			return w.take("pvc-0", "s").String()

@@ -113,7 +113,7 @@ func unknownSnapshot(one snapshot.Marked) Finding {
 	handle := one.Handle.String()
 	return Finding{
 		Kind: Snapshot, Where: handle, Since: one.At, id: one.Handle.ImageID,
-		What: "no VolumeSnapshotContent has this snapshot",
+		What: "no VolumeSnapshotContent and no group of snapshots has this snapshot",
 		Do: "keep it, when another Kubernetes cluster uses the pool or the VolumeSnapshotContent was deleted on purpose (deletionPolicy Retain); " +
 			"delete it with: " + remove(handle),
 	}

@@ -27,13 +27,13 @@ func (l *look) lost(ctx context.Context) {
 	}
 	for _, handle := range slices.Sorted(maps.Keys(l.before.contents)) {
 		of := l.before.contents[handle]
-		if of.Going || of.Other || !l.old(of.Made) {
+		if of.Going || of.Other || of.Group || !l.old(of.Made) {
 			continue
 		}
 		if err := l.findSnapshot(ctx, handle); errors.Is(err, fault.NotFound) {
 			l.missing = append(l.missing, lostSnapshot(of, err))
 		} else if err != nil {
-			l.note("VolumeSnapshotContent %s was not compared: %v", of.Name, err)
+			l.note("%s was not compared: %v", of, err)
 		}
 	}
 }

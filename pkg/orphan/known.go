@@ -12,7 +12,7 @@ type known struct {
 	asked    bool
 	volumes  map[string]Persistent
 	contents map[string]Content
-	// pending is the name of the oldest VolumeSnapshotContent without a handle, and since when there is one: a
+	// pending is the oldest VolumeSnapshotContent or VolumeGroupSnapshotContent without a handle, and since when there is one: a
 	// snapshot taken since then may be the one that it waits for.
 	pending string
 	since   time.Time
@@ -29,7 +29,7 @@ func (c *Checker) ask(ctx context.Context) (known, error) {
 	}
 	contents, err := c.Kubernetes.Contents(ctx)
 	if err != nil {
-		return known{}, fmt.Errorf("ask for the VolumeSnapshotContents: %w", err)
+		return known{}, fmt.Errorf("ask for the contents of snapshots: %w", err)
 	}
 	k := known{asked: true, volumes: map[string]Persistent{}, contents: map[string]Content{}}
 	for _, one := range volumes {
@@ -43,14 +43,14 @@ func (c *Checker) ask(ctx context.Context) (known, error) {
 	return k, nil
 }
 
-// note adds a VolumeSnapshotContent.
+// note adds a Content. One that is of a group alone counts where there is no other.
 func (k *known) note(one Content) {
 	_, there := k.contents[one.Handle]
 	switch {
-	case one.Handle != "" && (!there || !one.Other):
+	case one.Handle != "" && (!there || !one.Other && !one.Group):
 		k.contents[one.Handle] = one
 	case one.Handle == "" && !one.Other && (k.pending == "" || one.Made.Before(k.since)):
-		k.pending, k.since = one.Name, one.Made
+		k.pending, k.since = one.String(), one.Made
 	}
 }
 
@@ -70,5 +70,5 @@ func (k known) and(later known) known {
 // skew is how far the clocks of the API server and of the OSDs may be apart.
 const skew = 5 * time.Minute
 
-// mayWaitFor reports whether a VolumeSnapshotContent without a handle may be that of a snapshot of this time.
+// mayWaitFor reports whether a Content without a handle may be that of a snapshot of this time.
 func (k known) mayWaitFor(at time.Time) bool { return k.pending != "" && at.After(k.since.Add(-skew)) }

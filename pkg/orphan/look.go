@@ -17,7 +17,7 @@ import (
 )
 
 // Look compares everything once. It costs an operation for each image, those of others included, one for each 1024 names
-// in directories, trashes and indices, a few for each thing that looks wrong, and two lists of Kubernetes; one
+// in directories, trashes and indices, a few for each thing that looks wrong, and three lists of Kubernetes, twice; one
 // operation after the other, so that requests are not held up.
 //
 // A pool that cannot be looked through is told in the report's notes; an error is one of Kubernetes, or of the list of clusters.
@@ -52,7 +52,7 @@ func (c *Checker) Look(ctx context.Context) (Report, error) {
 		l.note("Kubernetes was not asked: volumes were not compared with PersistentVolumes, nor snapshots with VolumeSnapshotContents")
 	}
 	if after.pending != "" {
-		l.note("VolumeSnapshotContent %s has no handle yet: snapshots taken since %s may be the one that it waits for", after.pending, after.since.UTC().Format(time.RFC3339))
+		l.note("%s has no handle yet: snapshots taken since %s may be those that it waits for", after.pending, after.since.UTC().Format(time.RFC3339))
 	}
 	slices.SortStableFunc(l.report.Findings, func(a, b Finding) int {
 		return strings.Compare(string(a.Kind)+" "+a.Where, string(b.Kind)+" "+b.Where)

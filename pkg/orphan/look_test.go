@@ -293,6 +293,25 @@ func TestRaces(t *testing.T) {
 				w.take("pvc-0", "s")
 			},
 		},
+		"a snapshot is taken while a group has no handles": {
+			before: func(w *world) {
+				w.kube.contents = append(w.kube.contents, Content{Name: "pending", Made: time.Now(), Group: true})
+				w.take("pvc-0", "s")
+			},
+		},
+		"a snapshot of a group has no content of its own yet": {
+			before: func(w *world) {
+				w.kube.contents = append(w.kube.contents, Content{Name: "group", Handle: w.take("pvc-0", "s").String(), Made: time.Now(), Group: true})
+			},
+		},
+		"a snapshot that only a group names is gone": {
+			before: func(w *world) {
+				gone := w.kube.contents[0]
+				gone.Handle += "0"
+				gone.Group = true
+				w.kube.contents = append(w.kube.contents, gone)
+			},
+		},
 		"a half-made volume is finished": {
 			before: func(w *world) {
 				_, err := w.driver("CreateHeader", 0).Create(w.Context(), specOf("pvc-1"), nobody)

@@ -92,13 +92,23 @@ type Persistent struct {
 	Other bool
 }
 
-// A Content is a VolumeSnapshotContent.
+// A Content is a VolumeSnapshotContent, or what a VolumeGroupSnapshotContent says of one of its snapshots.
 type Content struct {
 	Name   string
-	Handle string // empty while the snapshot is being made
+	Handle string // empty while the snapshot, or the group, is being made
 	Made   time.Time
 	Going  bool // it is being deleted
 	Other  bool // as of a Persistent
+	// Group says that it is of a VolumeGroupSnapshotContent. Each snapshot of one has a VolumeSnapshotContent as well, later.
+	Group bool
+}
+
+// String is the kind of the object and its name.
+func (c Content) String() string {
+	if c.Group {
+		return "VolumeGroupSnapshotContent " + c.Name
+	}
+	return "VolumeSnapshotContent " + c.Name
 }
 
 // Kubernetes is what is asked of a Kubernetes cluster. Both methods may be called at once.
@@ -106,7 +116,7 @@ type Kubernetes interface {
 	// Volumes returns all PersistentVolumes, also those of other drivers: a wrong name of this one must not make
 	// orphans of all its volumes.
 	Volumes(ctx context.Context) ([]Persistent, error)
-	// Contents returns all VolumeSnapshotContents, likewise.
+	// Contents returns all VolumeSnapshotContents, likewise, and what all VolumeGroupSnapshotContents say.
 	Contents(ctx context.Context) ([]Content, error)
 }
 

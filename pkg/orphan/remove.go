@@ -116,9 +116,9 @@ func (c *Checker) removeSnapshot(ctx context.Context, text string) error {
 	content, wanted := now.contents[text]
 	switch {
 	case wanted:
-		return fmt.Errorf("VolumeSnapshotContent %s has it: %w", content.Name, fault.InUse)
+		return fmt.Errorf("%s has it: %w", content, fault.InUse)
 	case now.mayWaitFor(one.At):
-		return fmt.Errorf("VolumeSnapshotContent %s has no handle yet and may wait for it: %w", now.pending, fault.InUse)
+		return fmt.Errorf("%s has no handle yet and may wait for it: %w", now.pending, fault.InUse)
 	case !c.old(one.At):
 		return fmt.Errorf("it was taken at %s, less than %v ago: %w", one.At, c.grace(), fault.InUse)
 	}

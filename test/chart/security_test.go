@@ -146,7 +146,7 @@ func TestRoleOfTheDefaults(t *testing.T) {
 		"get storageclasses", "list storageclasses", "watch storageclasses", "get volumeattributesclasses",
 		"get volumeattachments", "list volumeattachments", "watch volumeattachments", "patch volumeattachments", "patch volumeattachments/status",
 		"get csinodes", "list csinodes", "watch csinodes",
-		"list volumesnapshotcontents", // the driver, to tell snapshots that belong to nobody
+		"list volumesnapshotcontents", "list volumegroupsnapshotcontents", // the driver, to tell snapshots that belong to nobody
 	)
 	if !got.Equal(want) {
 		t.Errorf("got beyond what is needed %v, and missing %v", got.Difference(want).UnsortedList(), want.Difference(got).UnsortedList())
