@@ -106,7 +106,7 @@ func (o options) buildKubernetes(ctx context.Context, out io.Writer) error {
 func (o options) buildHelm(ctx context.Context) error {
 	compile := exec.CommandContext(ctx, "nice", build.GoTool(), "build", "-p", build.AtOnce, "-ldflags=-s -w", "-o", o.helm(), "helm.sh/helm/v4/cmd/helm")
 	compile.Dir = filepath.Join(o.top(), "test", "chart")
-	compile.Env = append(build.Environment(), "CGO_ENABLED=0")
+	compile.Env = build.Environment()
 	said, err := compile.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("build Helm: %w: %s", err, tail(string(said), 20))
