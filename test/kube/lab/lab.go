@@ -207,18 +207,21 @@ func (l *Lab) Index(ctx context.Context) ([]string, error) {
 	return strings.Fields(keys), err
 }
 
-// pollInterval is how often a condition is looked at that costs a command.
-const pollInterval = 250 * time.Millisecond
+// A condition is looked at again after shortestPause, or after pauseOfLook times as long as the look took: the processor that kubectl and
+// rbd take is missing where something is being waited for.
+const (
+	shortestPause = 250 * time.Millisecond
+	pauseOfLook   = 3
+)
 
 // Await calls done until it says so, or returns an error, or ctx ends. The text that done returns says how things are,
 // and is in the error of a wait that was in vain.
 func Await(ctx context.Context, limit time.Duration, what string, done func(context.Context) (bool, string, error)) error {
 	patience, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	ticker := time.NewTicker(pollInterval)
-	defer ticker.Stop()
 	last := "nothing is known"
 	for {
+		begun := time.Now()
 		ok, state, err := done(patience)
 		switch {
 		case err != nil && patience.Err() == nil:
@@ -231,7 +234,7 @@ func Await(ctx context.Context, limit time.Duration, what string, done func(cont
 		select {
 		case <-patience.Done():
 			return fmt.Errorf("waited %s until %s: %w: %s", limit, what, fault.Unavailable, last)
-		case <-ticker.C:
+		case <-time.After(max(shortestPause, pauseOfLook*time.Since(begun))):
 		}
 	}
 }
