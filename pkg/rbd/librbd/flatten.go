@@ -23,7 +23,7 @@ const (
 	flattenObjects = 4
 )
 
-// Flatten implements rbd.Copies: rbd_flatten. It has slots and a connection of its own, because it may
+// Flatten implements rbd.Copies: copyUp, and then rbd_flatten. It has slots and a connection of its own, because it may
 // take hours. An image is flattened once at a time: those who come while it is
 // done, perhaps for someone who has gone, wait for that. When ctx ends, Flatten returns
 // fault.Unknown, and librbd goes on.
@@ -99,7 +99,12 @@ func (a at) flatten(id string) error {
 	case !header.HasParent:
 		return nil
 	}
-	err = a.withImage(id, func(image *cephrbd.Image) error { return image.Flatten() })
+	err = a.withImage(id, func(image *cephrbd.Image) error {
+		if err := a.copyUp(image, id); err != nil {
+			return fmt.Errorf("copy up: %w", err)
+		}
+		return image.Flatten()
+	})
 	if is(err, syscall.EINVAL) {
 		if header, again := a.header(id); again == nil && !header.HasParent {
 			return nil
