@@ -1,7 +1,6 @@
 package librbd
 
 /*
-#include <stdlib.h>
 #include <rbd/librbd.h>
 */
 import "C"
@@ -75,7 +74,7 @@ const touchesAtOnce = flattenObjects - 1
 
 // touchAll touches blocks of an image, a few at a time.
 func (a at) touchAll(id string, blocks []block) error {
-	image, err := a.openToTouch(id)
+	image, err := a.openHandle(id)
 	if err != nil {
 		return err
 	}
@@ -97,17 +96,6 @@ func (a at) touchAll(id string, blocks []block) error {
 	close(waiting)
 	all.Wait()
 	return errors.Join(errors.Join(errs...), result("rbd_close", C.rbd_close(image)))
-}
-
-func (a at) openToTouch(id string) (C.rbd_image_t, error) {
-	name := C.CString(id)
-	defer C.free(unsafe.Pointer(name))
-	var image C.rbd_image_t
-	//nolint:gocritic // what cgo makes of the call compares a value with itself
-	if err := result("rbd_open_by_id", C.rbd_open_by_id(C.rados_ioctx_t(a.Pointer()), name, &image, nil)); err != nil {
-		return nil, a.notOpened(id, err)
-	}
-	return image, nil
 }
 
 // touch writes a block over itself. One that has changed meanwhile was written by somebody else, who had the object copied.

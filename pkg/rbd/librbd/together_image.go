@@ -55,16 +55,26 @@ func result(call string, r C.int) error {
 	return fmt.Errorf("%s: %w", call, code(r))
 }
 
+// openHandle opens an image for calls that go-ceph lacks: rbd_open_by_id.
+func (a at) openHandle(id string) (C.rbd_image_t, error) {
+	name := C.CString(id)
+	defer C.free(unsafe.Pointer(name))
+	var image C.rbd_image_t
+	//nolint:gocritic // what cgo makes of the call compares a value with itself
+	if err := result("rbd_open_by_id", C.rbd_open_by_id(C.rados_ioctx_t(a.Pointer()), name, &image, nil)); err != nil {
+		return nil, a.notOpened(id, err)
+	}
+	return image, nil
+}
+
 // openMember opens an image: rbd_open_by_id, rbd_get_features. It
 // returns fault.Unsupported when the image has no exclusive lock.
 func openMember(a at, wanted rbd.SnapshotOf) (*member, error) {
-	m := &member{wanted: wanted}
-	id := C.CString(wanted.ID)
-	defer C.free(unsafe.Pointer(id))
-	//nolint:gocritic // what cgo makes of the call compares a value with itself
-	if err := result("rbd_open_by_id", C.rbd_open_by_id(C.rados_ioctx_t(a.Pointer()), id, &m.image, nil)); err != nil {
-		return nil, a.notOpened(wanted.ID, err)
+	image, err := a.openHandle(wanted.ID)
+	if err != nil {
+		return nil, err
 	}
+	m := &member{wanted: wanted, image: image}
 	if err := m.checkFeatures(); err != nil {
 		return nil, errors.Join(err, result("rbd_close", C.rbd_close(m.image)))
 	}
