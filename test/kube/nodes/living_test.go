@@ -75,7 +75,7 @@ func TestReadOnlyMany(t *testing.T) {
 		reader := fmt.Sprint("reader-", i)
 		s.Ready(reader)
 		s.Same("data in "+reader, s.sum(reader), sum)
-		s.Same("word of "+reader+" when it writes", strings.TrimSpace(s.Kubectl("exec", reader, "--", "sh", "-c", "touch /data/mine 2>/dev/null || echo refused")), "refused")
+		s.Same("word of "+reader+" when it writes", s.Sh(reader, "touch /data/mine 2>/dev/null || echo refused"), "refused")
 	}
 }
 
@@ -91,13 +91,13 @@ func TestSharedBlock(t *testing.T) {
 	}
 	for i, pod := range pods {
 		s.Ready(pod)
-		s.Kubectl("exec", pod, "--", "sh", "-c", fmt.Sprintf("echo of-%s | dd of=/dev/xvda bs=4096 seek=%d conv=sync,fsync 2>/dev/null", pod, i))
+		s.Sh(pod, fmt.Sprintf("echo of-%s | dd of=/dev/xvda bs=4096 seek=%d conv=sync,fsync 2>/dev/null", pod, i))
 	}
 	for _, pod := range pods {
 		for i, other := range pods {
 			// What a node has in its page cache of another's block is old; it is read past it.
-			got := s.Kubectl("exec", pod, "--", "sh", "-c", fmt.Sprintf("dd if=/dev/xvda iflag=direct bs=4096 skip=%d count=1 2>/dev/null | tr -d '\\000'", i))
-			s.Same(fmt.Sprintf("block %d, as %s reads it", i, pod), strings.TrimSpace(got), "of-"+other)
+			got := s.Sh(pod, fmt.Sprintf("dd if=/dev/xvda iflag=direct bs=4096 skip=%d count=1 2>/dev/null | tr -d '\\000'", i))
+			s.Same(fmt.Sprintf("block %d, as %s reads it", i, pod), got, "of-"+other)
 		}
 	}
 }

@@ -197,13 +197,13 @@ func (s *story) end() {
 // fill writes data, and returns its checksum.
 func (s *story) fill(pod string) string {
 	s.Helper()
-	s.Kubectl("exec", pod, "--", "sh", "-c", "dd if=/dev/urandom of=/data/file bs=64k count=128 2>/dev/null && sync")
+	s.Sh(pod, "dd if=/dev/urandom of=/data/file bs=64k count=128 2>/dev/null && sync")
 	return s.sum(pod)
 }
 
 func (s *story) sum(pod string) string {
 	s.Helper()
-	return s.Kubectl("exec", pod, "--", "md5sum", "/data/file")
+	return s.In(pod, "md5sum", "/data/file")
 }
 
 // notReady waits until Kubernetes takes a node for lost.
